@@ -1,0 +1,189 @@
+"""What the engine tells a shim: one JSON document per container, and one per exec.
+
+Typed dictionaries rather than classes, because the shim is forked from a process that imports almost nothing.
+Every path that lies on the host is one the engine made or checked; every path named ``target`` lies inside the
+container and is resolved there, never joined.
+
+Descriptors travel beside the document, in the order in which ``fd`` fields number them (index into the message's
+descriptors).
+"""
+
+from typing import Literal, NotRequired, TypedDict
+
+
+class Namespace(TypedDict):
+    """How one namespace comes about: a new one, the host's own, or one that a passed descriptor names."""
+
+    mode: Literal["new", "host", "fd"]
+    fd: NotRequired[int]
+
+
+class Namespaces(TypedDict):
+    pid: Namespace
+    mnt: Namespace
+    uts: Namespace
+    ipc: Namespace
+    net: Namespace
+    cgroup: Namespace
+
+
+class Overlay(TypedDict):
+    """The root: read-only layers, topmost first, below a writable directory. All are host paths."""
+
+    lowers: list[str]
+    upper: str
+    work: str
+    volatile: bool  # skip syncs: the upper directory does not outlive the container
+    readonly: bool  # remounted read-only once everything is mounted
+    propagation: NotRequired[int]  # MS_PRIVATE by default, MS_SLAVE or MS_SHARED (with MS_REC) for such binds
+
+
+class MountOp(TypedDict):
+    """One step of the mount plan, done in order below the new root, before pivoting.
+
+    kind      meaning
+    mount     mount ``fstype`` with ``flags`` and ``data`` on ``target``
+    bind      bind host path ``source`` on ``target``; ``flags`` (MS_RDONLY, MS_NOSUID, …) are then set on it,
+              on the whole tree if ``recursive``; ``propagation`` (MS_RPRIVATE …) last
+    mknod     a device node at ``target`` (``mode`` with its type bits, ``device``, ``uid``, ``gid``)
+    symlink   ``target`` becomes a link to ``source``
+    mask      a file at ``target`` is covered by /dev/null, a directory by an empty read-only tmpfs; absent: skipped
+    readonly  ``target`` is bound on itself, read-only; absent: skipped
+    """
+
+    kind: Literal["mount", "bind", "mknod", "symlink", "mask", "readonly"]
+    target: str
+    source: NotRequired[str]
+    fstype: NotRequired[str]
+    flags: NotRequired[int]
+    data: NotRequired[str]
+    recursive: NotRequired[bool]
+    propagation: NotRequired[int]
+    mode: NotRequired[int]
+    device: NotRequired[tuple[int, int]]
+    uid: NotRequired[int]
+    gid: NotRequired[int]
+    copy_up: NotRequired[bool]  # mount of a tmpfs: first fill it with what the image has at target
+
+
+class Cgroup(TypedDict):
+    """Directories to make, values to write there, and ``cgroup.procs`` files to join; done by the shim in this order.
+
+    A write that fails with an errno in ``tolerate`` is passed over (a knob that a kernel lacks).
+    """
+
+    directories: list[str]
+    writes: list[tuple[str, str]]  # (file, value)
+    joins: list[str]
+    device_program: NotRequired[str]  # cgroup v2: eBPF instructions, base64, attached to ``device_cgroup``
+    device_cgroup: NotRequired[str]
+
+
+class Rlimit(TypedDict):
+    resource: int  # RLIMIT_*, include/uapi/asm-generic/resource.h
+    soft: int  # -1: no limit
+    hard: int
+
+
+class Capabilities(TypedDict):
+    """Bit sets, bit n being capability number n (include/uapi/linux/capability.h)."""
+
+    bounding: int
+    effective: int
+    permitted: int
+    inheritable: int
+    ambient: int
+
+
+class Process(TypedDict):
+    """The program to run, and as whom. ``user`` is Docker's form, name or id, with an optional group;
+    it is resolved against the container's own /etc/passwd and /etc/group by the shim."""
+
+    args: list[str]
+    env: list[str]  # NAME=value; HOME and, with a tty, TERM are added when missing
+    cwd: str
+    user: str
+    groups: list[str]  # supplementary groups, by name or id
+    capabilities: Capabilities
+    no_new_privileges: bool
+    seccomp: NotRequired[str]  # struct sock_filter array, base64
+    apparmor: NotRequired[str]  # profile to change to on exec
+    rlimits: list[Rlimit]
+    oom_score_adj: NotRequired[int]
+    tty: bool
+    console_size: NotRequired[tuple[int, int]]  # (height, width)
+
+
+class Log(TypedDict):
+    """Where output is written besides the attached clients. ``none`` writes nothing."""
+
+    driver: Literal["json-file", "none"]
+    path: NotRequired[str]
+    max_size: NotRequired[int]  # bytes; rotation when exceeded; absent: no rotation
+    max_file: NotRequired[int]
+    compress: NotRequired[bool]
+    attrs: NotRequired[dict[str, str]]
+
+
+class Attach(TypedDict):
+    """A client's own socket, whose response head has been sent: the shim speaks the stream to it.
+
+    ``fd`` numbers the passed descriptor. ``head`` is what the engine had already read of the client's input, base64.
+    Output is multiplexed into 8-byte-headed frames unless the process has a tty.
+    """
+
+    fd: int
+    stdin: bool
+    stdout: bool
+    stderr: bool
+    head: NotRequired[str]
+    detach_keys: NotRequired[list[int]]  # byte sequence; only with a tty
+
+
+class Wait(TypedDict):
+    """A client's pending wait, whose response head (chunked) has been sent: the shim writes the status into it.
+
+    ``removed`` waits until the engine has said that the container is removed.
+    """
+
+    fd: int
+    condition: Literal["exit", "removed"]
+
+
+class Launch(TypedDict):
+    """One container. ``state_dir`` is the engine's exec-root/containers/<id>, made by it (0700)."""
+
+    id: str
+    state_dir: str
+    namespaces: Namespaces
+    hostname: str
+    domainname: str
+    sysctls: dict[str, str]
+    overlay: Overlay
+    mounts: list[MountOp]
+    cgroup: Cgroup
+    process: Process
+    init: bool  # run a minimal init (reaps, forwards signals) as pid 1 before the program
+    open_stdin: bool
+    stdin_once: bool  # close stdin when the first attached client has left
+    log: Log
+    attaches: list[Attach]
+    waits: list[Wait]
+
+
+class Exec(TypedDict):
+    """One more process in a running container."""
+
+    exec_id: str
+    process: Process
+    attach: NotRequired[Attach]  # absent: detached; output goes nowhere
+    cgroup_joins: list[str]
+
+
+class Exit(TypedDict):
+    """How a process ended; ``state_dir/exit`` holds this document for the container's own."""
+
+    code: int  # 128 + n when killed by signal n
+    exited_ns: int  # CLOCK_REALTIME
+    oom_killed: bool
+    error: NotRequired[str]  # the shim could not go on; the process was killed
