@@ -92,7 +92,7 @@ SECCOMP_FILTER_FLAG_LOG = 2
 KEYCTL_JOIN_SESSION_KEYRING = 1
 
 _ARCH = platform.machine()
-# arch/x86/entry/syscalls/syscall_64.tbl; include/uapi/asm-generic/unistd.h for the rest. Numbers from 424 up are common.
+# arch/x86/entry/syscalls/syscall_64.tbl; include/uapi/asm-generic/unistd.h for the rest; from 424 up all agree.
 _NR = {
     "pivot_root": {"x86_64": 155}.get(_ARCH, 41),
     "keyctl": {"x86_64": 250}.get(_ARCH, 219),
