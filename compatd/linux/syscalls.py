@@ -119,6 +119,7 @@ _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctype
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _libc.unshare.argtypes = (ctypes.c_int,)
 _libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
+_libc.syncfs.argtypes = (ctypes.c_int,)
 _libc.sethostname.argtypes = (ctypes.c_char_p, ctypes.c_size_t)
 _libc.setdomainname.argtypes = (ctypes.c_char_p, ctypes.c_size_t)
 _libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
@@ -249,6 +250,12 @@ def openat2(dirfd: int, path: Path, flags: int, *, mode: int = 0, resolve: int =
     raise AssertionError("unreachable")
 
 
+def syncfs(fd: int) -> None:
+    """syncfs(2): write out the file system that ``fd`` lies on."""
+    if _libc.syncfs(fd):
+        raise _raise("syncfs")
+
+
 def unshare(flags: int) -> None:
     """unshare(2): affects the calling thread."""
     if _libc.unshare(flags):
@@ -356,3 +363,27 @@ def bpf(command: int, attributes: bytes) -> int:
     """bpf(2). ``attributes``: a packed union bpf_attr; addresses in it must stay alive for the call."""
     buffer = ctypes.create_string_buffer(attributes, len(attributes))
     return _call("bpf", ctypes.c_int(command), buffer, ctypes.c_uint(len(attributes)))
+
+
+CLOSE_RANGE_CLOEXEC = 0x4  # include/uapi/linux/close_range.h
+
+
+def mark_cloexec(first: int, last: int = 0xFFFFFFFF) -> None:
+    """close_range(2), CLOSE_RANGE_CLOEXEC: every descriptor in the range, both ends included, closes on exec."""
+    _call("close_range", ctypes.c_uint(first), ctypes.c_uint(last), ctypes.c_uint(CLOSE_RANGE_CLOEXEC))
+
+
+_libc.execve.argtypes = (ctypes.c_char_p, ctypes.POINTER(ctypes.c_char_p), ctypes.POINTER(ctypes.c_char_p))
+
+
+def execve(path: bytes, argv: list[bytes], envp: list[bytes]) -> OSError:
+    """execve(2) with the environment as it is given, order and duplicates kept. Returns only the error."""
+    arguments = (ctypes.c_char_p * (len(argv) + 1))(*argv, None)
+    environment = (ctypes.c_char_p * (len(envp) + 1))(*envp, None)
+    _libc.execve(path, arguments, environment)
+    return _raise("exec", path)
+
+
+def overwrite(address: int, content: bytes) -> None:
+    """Copy ``content`` over this process's own memory."""
+    ctypes.memmove(address, content, len(content))

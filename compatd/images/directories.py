@@ -1,0 +1,339 @@
+"""The layer store that unpacks: each layer is a directory, ready to be stacked by overlayfs on any kernel.
+
+    <root>/layers/<hex of diff id>/layer.tar    the tar, byte for byte
+                                   fs/          what it unpacks to, whiteouts as overlayfs has them
+                                   meta.json    size, format, and the boot in which it was made until it is settled
+    <root>/layers/.staging/<random>/…           layers being made or removed
+    <root>/layers/.empty/{a,b}                  lower directories for stacks that lack one
+
+A layer is published by renaming its staging directory, and removed by renaming it back there first. ``layer.tar``
+is the truth: after a power failure ``fs`` is made again from it.
+"""
+
+import errno
+import hashlib
+import logging
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from compatd.errors import SystemFailure
+from compatd.images.content import DiffId, parse_digest
+from compatd.images.layers import LayerInfo, digest_differs, layer_missing
+from compatd.images.tar import BadArchive, Readable, write_all
+from compatd.images.trees import Contents, Packer, failure, unpack
+from compatd.linux import syscalls
+from compatd.linux.rootdir import Rootdir, remove_tree
+
+log = logging.getLogger(__name__)
+
+_FORMAT = 1
+_READ_BYTES = 1 << 20
+_MAX_META_BYTES = 1 << 12
+
+
+class _Meta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    format: int
+    size_bytes: int
+    entries: int
+    boot: str | None
+
+
+class DirectoryStore:
+    """``LayerStore`` over directories on one file system that can carry an overlay (not itself one)."""
+
+    def __init__(self, root: Path) -> None:
+        self._layers = root / "layers"
+        self._staging = self._layers / ".staging"
+        self._empty = self._layers / ".empty"
+        for directory in (self._layers, self._staging):
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for name in ("a", "b"):
+            (self._empty / name).mkdir(parents=True, exist_ok=True)
+            (self._empty / name).chmod(0o755)
+        self._litter = list(self._staging.iterdir())
+        self._boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+    # Making
+
+    def apply(self, stream: Readable, *, expected: DiffId | None = None) -> DiffId:
+        staged = _Staged(self._staging)
+        try:
+            tar = staged.create_tar()
+            try:
+                tap = _Tap(stream, tar)
+                contents = staged.unpack(tap)
+            finally:
+                os.close(tar)
+            diff_id = DiffId("sha256:" + tap.hash.hexdigest())
+            if expected is not None and diff_id != expected:
+                raise digest_differs(expected, diff_id)
+            self._publish(staged, diff_id, contents)
+            return diff_id
+        except OSError as error:
+            raise failure(error, "layer") from error
+        finally:
+            staged.discard()
+
+    def commit(self, upper: Path, *, keep: bool = False) -> DiffId | None:
+        staged = _Staged(self._staging)
+        try:
+            adopted = not keep and _adopt(upper, staged.path / "fs")
+            with Rootdir.of(staged.path / "fs" if adopted else upper) as root:
+                packer = Packer(root, whiteouts=True)
+                digest = hashlib.sha256()
+                tar = staged.create_tar()
+                try:
+                    for piece in packer:
+                        digest.update(piece)
+                        write_all(tar, piece)
+                finally:
+                    os.close(tar)
+            if not packer.entries:
+                return None
+            if adopted:
+                os.chmod(staged.path / "fs", 0o755)
+            else:
+                with (staged.path / "layer.tar").open("rb", buffering=0) as file:
+                    staged.unpack(file)
+            diff_id = DiffId("sha256:" + digest.hexdigest())
+            self._publish(staged, diff_id, packer.contents)
+            return diff_id
+        except OSError as error:
+            raise failure(error, "layer") from error
+        finally:
+            staged.discard()
+            if not keep:
+                _remove_all(upper.parent, [os.fsencode(upper.name)])
+
+    def _publish(self, staged: "_Staged", diff_id: DiffId, contents: Contents) -> None:
+        meta = _Meta(_FORMAT, contents.size_bytes, contents.entries, self._boot)
+        (staged.path / "meta.json").write_bytes(msgspec.json.encode(meta))
+        try:
+            os.rename(staged.path, self._path(diff_id))
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # else another one was first, with the same bytes
+                raise
+
+    # Asking
+
+    def has(self, diff_id: DiffId) -> bool:
+        return self._path(diff_id).exists()
+
+    def info(self, diff_id: DiffId) -> LayerInfo:
+        path = self._path(diff_id)
+        try:
+            meta = _read_meta(path)
+            tar_bytes = (path / "layer.tar").stat().st_size
+        except FileNotFoundError:
+            raise layer_missing(diff_id) from None
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            raise SystemFailure(f"layer {diff_id} is damaged: {error}") from error
+        return LayerInfo(diff_id=diff_id, size_bytes=meta.size_bytes, tar_bytes=tar_bytes)
+
+    def size(self, diff_id: DiffId) -> int:
+        return self.info(diff_id).size_bytes
+
+    def lowers(self, diff_ids: Sequence[DiffId]) -> list[str]:
+        paths: list[str] = []
+        for diff_id in dict.fromkeys(reversed(diff_ids)):
+            if not self.has(diff_id):
+                raise layer_missing(diff_id)
+            paths.append(str(self._path(diff_id) / "fs"))
+        return paths or [str(self._empty / "a")]
+
+    def mount(
+        self, diff_ids: Sequence[DiffId], upper: Path | None = None, work: Path | None = None, *, volatile: bool = False
+    ) -> int:
+        lowers = self.lowers(diff_ids)
+        if upper is None and len(lowers) == 1:  # overlayfs wants two directories at least
+            lowers.append(str(self._empty / "b"))
+        try:
+            return _mount_overlay(lowers, upper, work, volatile)
+        except OSError as error:
+            raise SystemFailure(f"error creating overlay mount: {(error.strerror or '').lower()}") from error
+
+    def open_tar(self, diff_id: DiffId) -> BinaryIO:
+        try:
+            return (self._path(diff_id) / "layer.tar").open("rb")
+        except FileNotFoundError:
+            raise layer_missing(diff_id) from None
+
+    def walk(self) -> Iterator[LayerInfo]:
+        for name in os.listdir(self._layers):
+            if len(name) == 64:
+                try:
+                    yield self.info(DiffId(f"sha256:{name}"))
+                except FileNotFoundError:
+                    continue
+
+    # Keeping and ending
+
+    def remove(self, diff_id: DiffId) -> bool:
+        staged = _Staged(self._staging)
+        try:
+            os.rename(self._path(diff_id), staged.path / "removed")
+        except FileNotFoundError:
+            return False
+        finally:
+            staged.discard()
+        return True
+
+    def settle(self, diff_ids: Iterable[DiffId]) -> None:
+        unsettled: list[tuple[Path, _Meta]] = []
+        for diff_id in diff_ids:
+            try:
+                meta = _read_meta(self._path(diff_id))
+            except FileNotFoundError:
+                raise layer_missing(diff_id) from None
+            if meta.boot is not None:
+                unsettled.append((self._path(diff_id), meta))
+        if not unsettled:
+            return
+        fd = os.open(self._layers, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            syscalls.syncfs(fd)
+        finally:
+            os.close(fd)
+        for path, meta in unsettled:
+            self._write_meta(path, msgspec.structs.replace(meta, boot=None))
+
+    def _write_meta(self, path: Path, meta: _Meta) -> None:
+        # Its loss only means that the layer is checked once more.
+        fresh = self._staging / f"meta-{secrets.token_hex(8)}"
+        fresh.write_bytes(msgspec.json.encode(meta))
+        os.rename(fresh, path / "meta.json")
+
+    def sweep(self) -> None:
+        litter, self._litter = self._litter, []
+        _remove_all(self._staging, [os.fsencode(path.name) for path in litter])
+        for name in os.listdir(self._layers):
+            if len(name) == 64:
+                self._check(DiffId(f"sha256:{name}"))
+
+    def _check(self, diff_id: DiffId) -> None:
+        """Restore a layer that an earlier boot made and may not have brought to the disk, or remove it."""
+        path = self._path(diff_id)
+        try:
+            meta = _read_meta(path)
+            if meta.format == _FORMAT and meta.boot in (None, self._boot):
+                return
+        except (OSError, msgspec.DecodeError, msgspec.ValidationError):
+            pass
+        staged = _Staged(self._staging)
+        try:
+            digest = hashlib.sha256()
+            with (path / "layer.tar").open("rb", buffering=0) as file:
+                while data := file.read(_READ_BYTES):
+                    digest.update(data)
+                if "sha256:" + digest.hexdigest() != diff_id:
+                    raise ValueError(diff_id)
+                file.seek(0)
+                contents = staged.unpack(file)
+            # Killed between these, the layer still says that it wants checking.
+            if (path / "fs").exists():
+                os.rename(path / "fs", staged.path / "old")
+            os.rename(staged.path / "fs", path / "fs")
+            self._write_meta(path, _Meta(_FORMAT, contents.size_bytes, contents.entries, self._boot))
+        except (OSError, ValueError, BadArchive):
+            log.warning("layer %s is damaged and was removed", diff_id)
+            self.remove(diff_id)
+        finally:
+            staged.discard()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _path(self, diff_id: DiffId) -> Path:
+        return self._layers / parse_digest(diff_id).removeprefix("sha256:")
+
+
+class _Staged:
+    """A layer in the making, in a directory of its own until it is renamed away or discarded."""
+
+    def __init__(self, staging: Path) -> None:
+        self._staging = staging
+        self.path = staging / secrets.token_hex(16)
+        self.path.mkdir(mode=0o700)
+
+    def create_tar(self) -> int:
+        return os.open(self.path / "layer.tar", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
+
+    def unpack(self, stream: Readable) -> Contents:
+        """Unpack into ``fs`` and read the stream to its end."""
+        top = self.path / "fs"
+        top.mkdir()
+        top.chmod(0o755)
+        with Rootdir.of(top) as root:
+            contents = unpack(stream, root, whiteouts=True, private=True)
+        while stream.read(_READ_BYTES):  # what follows the archive's end belongs to its digest
+            pass
+        return contents
+
+    def discard(self) -> None:
+        """Remove what is left. Harmless after the directory was renamed away."""
+        _remove_all(self._staging, [os.fsencode(self.path.name)])
+
+
+class _Tap:
+    """A stream that hashes and keeps what passes."""
+
+    def __init__(self, stream: Readable, fd: int) -> None:
+        self._stream = stream
+        self._fd = fd
+        self.hash = hashlib.sha256()
+
+    def read(self, size: int, /) -> bytes:
+        data = self._stream.read(size)
+        self.hash.update(data)
+        write_all(self._fd, data)
+        return data
+
+
+def _mount_overlay(lowers: Sequence[str], upper: Path | None, work: Path | None, volatile: bool) -> int:
+    context = syscalls.fsopen("overlay")
+    try:
+        for lower in lowers:
+            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "lowerdir+", lower)
+        if upper is not None:
+            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "upperdir", str(upper))
+            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "workdir", str(work))
+            if volatile:
+                syscalls.fsconfig(context, syscalls.FSCONFIG_SET_FLAG, "volatile")
+        # A layer must be readable without those below it, whatever the kernel's defaults.
+        for option in ("redirect_dir", "metacopy", "index"):
+            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, option, "off")
+        syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)
+        attributes = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
+        return syscalls.fsmount(context, attributes | (syscalls.MOUNT_ATTR_RDONLY if upper is None else 0))
+    finally:
+        os.close(context)
+
+
+def _adopt(source: Path, target: Path) -> bool:
+    """Take a directory over; False if it lies on another file system."""
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        return False
+    return True
+
+
+def _read_meta(path: Path) -> _Meta:
+    with (path / "meta.json").open("rb", buffering=0) as file:
+        return msgspec.json.decode(file.read(_MAX_META_BYTES), type=_Meta)
+
+
+def _remove_all(parent: Path, names: Sequence[bytes]) -> None:
+    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name in names:
+            remove_tree(fd, name)
+    finally:
+        os.close(fd)
