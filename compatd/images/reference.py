@@ -21,8 +21,9 @@ _PATH_LIMIT = 255
 _COMPONENT = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
 _DOMAIN_COMPONENT = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
 _TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
+_DOMAIN = rf"(?:{_DOMAIN_COMPONENT}(?:\.{_DOMAIN_COMPONENT})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?"
 _REFERENCE = re.compile(
-    rf"(?:(?P<domain>(?:{_DOMAIN_COMPONENT}(?:\.{_DOMAIN_COMPONENT})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?)/)?"
+    rf"(?:(?P<domain>{_DOMAIN})/)?"
     rf"(?P<path>{_COMPONENT}(?:/{_COMPONENT})*)"
     rf"(?::(?P<tag>{_TAG}))?"
     r"(?:@(?P<digest>[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,}))?",
@@ -128,6 +129,11 @@ def parse_pull(image: str, tag: str) -> Reference:
     if reference.familiar_name == "scratch":
         raise Forbidden("'scratch' is a reserved name")
     return reference
+
+
+def is_domain(text: str) -> bool:
+    """Whether ``text`` is ``host[:port]``, fit to name a registry."""
+    return re.fullmatch(_DOMAIN, text, re.ASCII) is not None
 
 
 def _split_domain(text: str) -> tuple[str, str]:

@@ -1,0 +1,842 @@
+"""A client of registries: the distribution API v2 over HTTP, with its authentication.
+
+Endpoints, their order, what is asked of them and the texts of errors follow moby's daemon/pkg/registry and
+distribution's registry/client. The protocol is https://github.com/opencontainers/distribution-spec and
+distribution's docs/spec/auth/token.md. Nothing a registry sends is believed before its digest is checked; every
+body has a limit, every read a time limit, redirects are counted and take no credentials to another host.
+"""
+
+import asyncio
+import base64
+import contextlib
+import ipaddress
+import os
+import re
+import socket
+import ssl
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlencode, urljoin, urlsplit
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from compatd.errors import (
+    EngineError,
+    Forbidden,
+    InvalidParameter,
+    NotFound,
+    SystemFailure,
+    Unauthorized,
+    Unavailable,
+    Unsupported,
+)
+from compatd.images.content import Digest, digest_of, parse_digest
+from compatd.images.manifest import DOCUMENT_LIMIT_BYTES, MANIFEST_TYPES, SCHEMA1_TYPES
+from compatd.images.reference import DEFAULT_DOMAIN, Reference, is_domain
+from compatd.tasks import Workers
+
+HUB_URL = "https://registry-1.docker.io"
+INDEX_SERVER = "https://index.docker.io/v1/"
+
+_REDIRECT_LIMIT = 10
+_REPLY_LIMIT_BYTES = 1 << 20  # tokens, tag lists, error bodies
+_TAG_PAGE_LIMIT = 1000
+_TOKEN_LEAST_S = 60  # token.md: what a token without expires_in is good for
+_READ_BUFFER_BYTES = 1 << 20
+
+
+class TooManyRequests(Unavailable):
+    """The registry wants to be asked less often."""
+
+
+class RegistryFault(SystemFailure):
+    """What a registry answered or the network did instead of giving what was asked for.
+
+    ``code`` is the registry's own word for it (``MANIFEST_UNKNOWN``), empty when it gave none; ``reached`` says
+    whether there was an answer at all; ``temporary`` whether the same request may succeed later.
+    """
+
+    def __init__(self, text: str, *, code: str = "", reached: bool = True, temporary: bool = False) -> None:
+        super().__init__(text)
+        self.code = code
+        self.reached = reached
+        self.temporary = temporary
+
+
+# Texts which registries repeat when they have nothing to add; then Docker shows the code alone
+# (distribution registry/api/errcode: register.go, errors.go).
+_STANDARD_TEXTS = {
+    "UNKNOWN": "unknown error",
+    "UNSUPPORTED": "The operation is unsupported.",
+    "UNAUTHORIZED": "authentication required",
+    "DENIED": "requested access to the resource is denied",
+    "UNAVAILABLE": "service unavailable",
+    "TOOMANYREQUESTS": "too many requests",
+    "DIGEST_INVALID": "provided digest did not match uploaded content",
+    "SIZE_INVALID": "provided length did not match content length",
+    "NAME_INVALID": "invalid repository name",
+    "TAG_INVALID": "manifest tag did not match URI",
+    "NAME_UNKNOWN": "repository name not known to registry",
+    "MANIFEST_UNKNOWN": "manifest unknown",
+    "MANIFEST_INVALID": "manifest invalid",
+    "MANIFEST_UNVERIFIED": "manifest failed signature verification",
+    "MANIFEST_BLOB_UNKNOWN": "blob unknown to registry",
+    "BLOB_UNKNOWN": "blob unknown to registry",
+    "BLOB_UPLOAD_UNKNOWN": "blob upload unknown to registry",
+    "BLOB_UPLOAD_INVALID": "blob upload invalid",
+}
+_KINDS: dict[str, type[EngineError]] = {
+    "UNSUPPORTED": Unsupported,
+    "UNAUTHORIZED": Unauthorized,
+    "DENIED": Forbidden,
+    "UNAVAILABLE": Unavailable,
+    "TOOMANYREQUESTS": TooManyRequests,
+    **{code: NotFound for code in _STANDARD_TEXTS if code.endswith("_UNKNOWN")},
+    **{code: InvalidParameter for code in _STANDARD_TEXTS if code.endswith("_INVALID")},
+}
+
+
+def inspect_error(fault: EngineError) -> EngineError:
+    """The fault as its kind, for requests which pass on what the registry said."""
+    if isinstance(fault, RegistryFault) and fault.code in _KINDS:
+        return _KINDS[fault.code](str(fault))
+    return fault
+
+
+def pull_error(fault: EngineError, reference: Reference) -> EngineError:
+    """The fault as a pull reports it (translatePullError in moby's distribution/errors.go)."""
+    bare = isinstance(fault, RegistryFault) and str(fault) == _code_text(fault.code)
+    match fault.code if isinstance(fault, RegistryFault) and not bare else "":
+        case "DENIED":
+            return NotFound(
+                f"pull access denied for {reference.familiar_name}, repository does not exist or may require "
+                f"'docker login': {fault}"
+            )
+        case "MANIFEST_UNKNOWN":
+            return NotFound(f"manifest for {reference.familiar} not found: {fault}")
+        case "NAME_UNKNOWN":
+            return NotFound(f"repository {reference.familiar_name} not found: {fault}")
+        case _:
+            return inspect_error(fault)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """What a client lets us show to a registry."""
+
+    username: str = ""
+    password: str = field(default="", repr=False)
+    identity_token: str = field(default="", repr=False)
+    """A refresh token, given by an earlier login instead of a password."""
+    registry_token: str = field(default="", repr=False)
+    """A bearer token to send as it is."""
+    server_address: str = ""
+
+
+ANONYMOUS = Credentials()
+
+
+def decode_credentials(header: str) -> Credentials:
+    """Read ``X-Registry-Auth``; like Docker, take what cannot be read for nothing at all."""
+    try:
+        document = msgspec.json.decode(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)))
+        return credentials_of(cast("Mapping[str, Any]", document))
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return ANONYMOUS
+
+
+def credentials_of(document: Mapping[str, Any]) -> Credentials:
+    """From an AuthConfig document (``POST /auth``). TypeError when a member is no string."""
+    read = {
+        name: document.get(member) or ""
+        for name, member in (
+            ("username", "username"),
+            ("password", "password"),
+            ("identity_token", "identitytoken"),
+            ("registry_token", "registrytoken"),
+            ("server_address", "serveraddress"),
+        )
+    }
+    if not all(isinstance(value, str) for value in read.values()):
+        raise TypeError("AuthConfig members are strings")
+    return Credentials(**read)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryOptions:
+    """The daemon's settings about registries."""
+
+    mirrors: tuple[str, ...] = ()
+    """URLs to try before Docker Hub, in order."""
+    insecure: tuple[str, ...] = ()
+    """``host[:port]`` or CIDR: certificates are not checked, and plain HTTP is tried. Loopback always is."""
+    certs_dir: Path = Path("/etc/docker/certs.d")
+    proxies: Mapping[str, str] = field(default_factory=dict[str, str])
+    """``http``, ``https``: proxy URLs; ``no``: comma-separated exceptions."""
+    user_agent: str = "compatd"
+    connect_timeout_s: float = 15
+    idle_timeout_s: float = 60
+    """How long a connection may say nothing while we wait for it."""
+
+
+def proxies_of(environment: Mapping[str, str]) -> dict[str, str]:
+    """HTTP_PROXY, HTTPS_PROXY and NO_PROXY, in either case, for ``RegistryOptions.proxies``."""
+    found: dict[str, str] = {}
+    for name in ("http", "https", "no"):
+        variable = f"{name}_proxy"
+        if value := environment.get(variable.upper()) or environment.get(variable):
+            found[name] = value if name == "no" or "://" in value else f"http://{value}"
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where a registry's API is: ``url`` without a trailing slash."""
+
+    url: str
+    mirror: bool
+    tls: ssl.SSLContext
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """What a tag points to. ``data`` is there when the registry had to send the whole manifest to tell."""
+
+    digest: Digest
+    data: bytes | None
+    media_type: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Challenge:
+    scheme: str
+    parameters: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Token:
+    text: str = field(repr=False)
+    refresh: str = field(default="", repr=False)
+    valid_until_s: float
+
+
+class RegistryClient:
+    """Connections, TLS settings and tokens, shared by all pulls. Belongs to one event loop."""
+
+    def __init__(self, options: RegistryOptions, workers: Workers) -> None:
+        self._options = options
+        self._workers = workers
+        self._session: aiohttp.ClientSession | None = None
+        self._tls: dict[tuple[str, bool], ssl.SSLContext] = {}
+        self._tokens: dict[tuple[str, ...], _Token] = {}
+        self._insecure_hosts = {name.lower() for name in options.insecure if "/" not in name}
+        self._insecure_networks = [ipaddress.ip_network(cidr) for cidr in ("127.0.0.0/8", "::1/128")]
+        self._insecure_networks += [
+            ipaddress.ip_network(name, strict=False) for name in options.insecure if "/" in name
+        ]
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def endpoints(self, domain: str, *, mirrors: bool = True) -> list[Endpoint]:
+        """Where to look for images of ``domain``, in order."""
+        if domain == DEFAULT_DOMAIN:
+            found = [await self._endpoint(url.rstrip("/"), mirror=True) for url in self._options.mirrors if mirrors]
+            return [*found, await self._endpoint(HUB_URL)]
+        if not is_domain(domain):
+            raise RegistryFault('Get "https:///v2/": http: no Host in request URL', reached=False)
+        found = [await self._endpoint(f"https://{domain}")]
+        if await self._is_insecure(domain):
+            found.append(await self._endpoint(f"http://{domain}"))
+        return found
+
+    async def repository(self, endpoint: Endpoint, path: str, credentials: Credentials) -> "Repository":
+        """Get in touch with a repository at ``endpoint``; RegistryFault when nobody answers."""
+        # A mirror is another party than the registry which the credentials are for.
+        access = _Access(self, endpoint, ANONYMOUS if endpoint.mirror else credentials, f"repository:{path}:pull")
+        await access.ping()
+        return Repository(access, f"{endpoint.url}/v2/{path}")
+
+    async def check_login(self, credentials: Credentials) -> str:
+        """Try credentials at ``credentials.server_address``; the identity token to use from now on, or ''.
+
+        Raises the engine errors of ``POST /auth``.
+        """
+        domain = _server_domain(credentials.server_address)
+        fault = RegistryFault(f"no endpoints found for {domain}")
+        for endpoint in await self.endpoints(domain, mirrors=False):
+            access = _Access(self, endpoint, credentials, "")
+            try:
+                await access.ping()
+                return await access.login()
+            except RegistryFault as error:
+                fault = error
+                if error.reached:
+                    break
+        raise inspect_error(fault)
+
+    async def _endpoint(self, url: str, *, mirror: bool = False) -> Endpoint:
+        host = urlsplit(url).netloc
+        insecure = await self._is_insecure(host)
+        tls = self._tls.get((host, insecure))
+        if tls is None:
+            tls = await self._workers.run(_tls_context, self._options.certs_dir / host, insecure)
+            self._tls[host, insecure] = tls
+        return Endpoint(url=url, mirror=mirror, tls=tls)
+
+    async def _is_insecure(self, host: str) -> bool:
+        if host.lower() in self._insecure_hosts:
+            return True
+        name = urlsplit(f"//{host}").hostname or ""
+        try:
+            addresses = [name] if _is_address(name) else await self._addresses(name)
+        except OSError:
+            return False
+        return any(ipaddress.ip_address(a) in network for a in addresses for network in self._insecure_networks)
+
+    async def _addresses(self, name: str) -> list[str]:
+        if name == urlsplit(HUB_URL).hostname:
+            return []
+        found = await asyncio.get_running_loop().getaddrinfo(name, None, type=socket.SOCK_STREAM)
+        return [str(address[4][0]).partition("%")[0] for address in found]
+
+    def _proxy_for(self, url: URL) -> str | None:
+        host, proxies = url.host or "", self._options.proxies
+        if host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback):
+            return None
+        for exception in (part.strip().lower() for part in proxies.get("no", "").split(",")):
+            name, _, port = exception.partition(":") if exception.count(":") == 1 else (exception, "", "")
+            if not name or (port and port != str(url.port)):
+                continue
+            if name == "*" or host == name.lstrip(".") or host.endswith("." + name.lstrip("*").lstrip(".")):
+                return None
+            with contextlib.suppress(ValueError):
+                if ipaddress.ip_address(host) in ipaddress.ip_network(name, strict=False):
+                    return None
+        return proxies.get(url.scheme)
+
+    async def send(
+        self,
+        method: str,
+        url: str,
+        *,
+        tls: ssl.SSLContext,
+        headers: Mapping[str, str] | None = None,
+        data: str | None = None,
+    ) -> aiohttp.ClientResponse:
+        """One request, redirects followed; the caller releases the response. RegistryFault in Go's words."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                read_bufsize=_READ_BUFFER_BYTES,
+                timeout=aiohttp.ClientTimeout(
+                    sock_connect=self._options.connect_timeout_s, sock_read=self._options.idle_timeout_s
+                ),
+                headers={"User-Agent": self._options.user_agent, "Accept-Encoding": "identity"},
+            )
+        verb, sent = method.capitalize(), dict(headers or {})
+        origin = urlsplit(url)[:2]
+        shown = url
+        for _ in range(_REDIRECT_LIMIT):
+            try:
+                target = URL(url, encoded=True)
+                response = await self._session.request(
+                    method,
+                    target,
+                    headers=sent,
+                    data=data,
+                    ssl=tls,
+                    proxy=self._proxy_for(target),
+                    allow_redirects=False,
+                )
+            except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
+                raise RegistryFault(
+                    f'{verb} "{shown}": {network_error_text(error)}', reached=_reached(error), temporary=True
+                ) from error
+            location = response.headers.get("Location")
+            if response.status not in (301, 302, 303, 307, 308) or location is None:
+                return response
+            response.release()
+            shown, url = location, urljoin(url, location)
+            if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+                raise RegistryFault(f'{verb} "{shown}": unsupported protocol scheme "{urlsplit(url).scheme}"')
+            if urlsplit(url)[:2] != origin:
+                sent.pop("Authorization", None)
+        raise RegistryFault(f'{verb} "{shown}": stopped after {_REDIRECT_LIMIT} redirects')
+
+    async def token(
+        self, challenge: _Challenge, credentials: Credentials, scope: str, tls: ssl.SSLContext, *, offline: bool = False
+    ) -> tuple[_Token, bool]:
+        """A token which the challenge's realm gives for ``scope``; whether it came from the cache."""
+        realm, service = challenge.parameters.get("realm", ""), challenge.parameters.get("service", "")
+        if urlsplit(realm).scheme not in ("http", "https"):
+            raise RegistryFault(f"invalid token auth challenge realm: {realm!r}")
+        key = (realm, service, scope, credentials.username, credentials.password, credentials.identity_token)
+        cached = self._tokens.get(key)
+        if cached is not None and not offline and cached.valid_until_s > time.monotonic():
+            return cached, True
+        query = {"service": service} if service else {}
+        if scope:
+            query["scope"] = scope
+        if credentials.identity_token:
+            form = {"grant_type": "refresh_token", "refresh_token": credentials.identity_token, "client_id": "docker"}
+            headers = {"Content-Type": "application/x-www-form-urlencoded"}
+            response = await self.send("POST", realm, tls=tls, headers=headers, data=urlencode(form | query))
+        else:
+            headers = dict[str, str]()
+            if credentials.username:
+                query["account"] = credentials.username
+                headers["Authorization"] = _basic(credentials)
+            if offline:
+                query |= {"client_id": "docker", "offline_token": "true"}
+            joint = "&" if urlsplit(realm).query else "?"
+            url = f"{realm}{joint}{urlencode(sorted(query.items()))}" if query else realm
+            response = await self.send("GET", url, tls=tls, headers=headers)
+        asked_s = time.monotonic()
+        body = await read_reply(response)
+        if response.status >= 300:
+            raise reply_fault(response, body)
+        try:
+            reply = msgspec.json.decode(body, type=_TokenReply)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise RegistryFault(f"unable to decode token response: {error}") from error
+        text = reply.token or reply.access_token
+        if not text or not re.fullmatch(r"[\x21-\x7e]+", text):
+            raise RegistryFault("authorization server did not include a token in the response")
+        lifetime_s = min(max(reply.expires_in or 0, _TOKEN_LEAST_S), 86_400)
+        # Ten seconds early: a token must not expire on its way.
+        token = _Token(text=text, refresh=reply.refresh_token or "", valid_until_s=asked_s + lifetime_s - 10)
+        now_s = time.monotonic()
+        self._tokens = {kept: value for kept, value in self._tokens.items() if value.valid_until_s > now_s}
+        self._tokens[key] = token
+        return token, False
+
+    def forget(self, token: _Token) -> None:
+        """Never use ``token`` again: the registry refused it."""
+        self._tokens = {key: kept for key, kept in self._tokens.items() if kept is not token}
+
+
+class _TokenReply(msgspec.Struct):
+    token: str | None = None
+    access_token: str | None = None
+    refresh_token: str | None = None
+    expires_in: int | None = None
+
+
+class _Access:
+    """Authorised requests to one endpoint, for one scope."""
+
+    def __init__(self, client: RegistryClient, endpoint: Endpoint, credentials: Credentials, scope: str) -> None:
+        self.endpoint = endpoint
+        self._client = client
+        self._credentials = credentials
+        self._scope = scope
+        self._challenges: Sequence[_Challenge] = ()
+
+    async def ping(self) -> None:
+        """Learn how the registry wants to be authorised; whatever else it answers does not matter here."""
+        response = await self._client.send("GET", f"{self.endpoint.url}/v2/", tls=self.endpoint.tls)
+        await read_reply(response)
+        if response.status == 401:
+            self._challenges = _challenges(response)
+
+    async def login(self) -> str:
+        """Ask for ``/v2/`` with the credentials; the refresh token that came along, or ''."""
+        url = f"{self.endpoint.url}/v2/"
+        authorization, token, _ = await self._authorization("GET", url, offline=True)
+        response = await self._client.send("GET", url, tls=self.endpoint.tls, headers=authorization)
+        await read_reply(response)
+        if response.status != 200:
+            raise RegistryFault(f"login attempt to {url} failed with status: {_status_text(response)}")
+        return token.refresh if token else ""
+
+    async def send(self, method: str, url: str, headers: Mapping[str, str] | None = None) -> aiohttp.ClientResponse:
+        """One authorised request; the caller releases the response, whatever its status."""
+        while True:
+            authorization, token, cached = await self._authorization(method, url)
+            response = await self._client.send(
+                method, url, tls=self.endpoint.tls, headers={**(headers or {}), **authorization}
+            )
+            if response.status != 401 or token is None or not cached:
+                return response
+            # The token may have been revoked since it was cached: one try with a new one.
+            response.release()
+            self._client.forget(token)
+
+    async def _authorization(
+        self, method: str, url: str, *, offline: bool = False
+    ) -> tuple[dict[str, str], _Token | None, bool]:
+        if self._credentials.registry_token:
+            return {"Authorization": f"Bearer {self._credentials.registry_token}"}, None, False
+        for challenge in self._challenges:
+            try:
+                if challenge.scheme == "bearer":
+                    token, cached = await self._client.token(
+                        challenge, self._credentials, self._scope, self.endpoint.tls, offline=offline
+                    )
+                    return {"Authorization": f"Bearer {token.text}"}, token, cached
+                if challenge.scheme == "basic":
+                    if not self._credentials.username:
+                        raise RegistryFault("no basic auth credentials")
+                    return {"Authorization": _basic(self._credentials)}, None, False
+            except RegistryFault as fault:
+                text = f'{method.capitalize()} "{url}": {fault}'
+                raise RegistryFault(text, code=fault.code, temporary=fault.temporary) from fault
+        return {}, None, False
+
+
+class Repository:
+    """One repository at one endpoint."""
+
+    def __init__(self, access: _Access, url: str) -> None:
+        self._access = access
+        self._url = url
+        self.endpoint = access.endpoint
+
+    async def resolve(self, reference: str) -> Resolved:
+        """What a tag or a digest points to; RegistryFault when it points to nothing."""
+        url = f"{self._url}/manifests/{reference}"
+        headers = {"Accept": ", ".join((*MANIFEST_TYPES, *sorted(SCHEMA1_TYPES)))}
+        response = await self._access.send("HEAD", url, headers)
+        response.release()
+        stated = response.headers.get("Docker-Content-Digest")
+        if response.status == 200 and stated:
+            return Resolved(digest=parse_digest(stated), data=None, media_type=_media_type(response))
+        # No digest, or an error without a text: the whole thing tells.
+        response = await self._access.send("GET", url, headers)
+        data = await read_reply(response, DOCUMENT_LIMIT_BYTES)
+        if response.status != 200:
+            raise reply_fault(response, data)
+        return Resolved(digest=digest_of(data), data=data, media_type=_media_type(response))
+
+    async def manifest(self, digest: Digest) -> tuple[bytes, str]:
+        """The manifest's bytes, verified, and the media type which the registry says they have."""
+        headers = {"Accept": ", ".join((*MANIFEST_TYPES, *sorted(SCHEMA1_TYPES)))}
+        response = await self._access.send("GET", f"{self._url}/manifests/{digest}", headers)
+        data = await read_reply(response, DOCUMENT_LIMIT_BYTES)
+        if response.status != 200:
+            raise reply_fault(response, data)
+        if digest_of(data) != digest:
+            raise SystemFailure(f"manifest verification failed for digest {digest}")
+        return data, _media_type(response)
+
+    async def document(self, digest: Digest) -> bytes:
+        """A small blob, unverified, at most DOCUMENT_LIMIT_BYTES."""
+        response = await self._access.send("GET", f"{self._url}/blobs/{digest}")
+        data = await read_reply(response, DOCUMENT_LIMIT_BYTES)
+        if response.status != 200:
+            raise _blob_fault(response, data)
+        return data
+
+    @contextlib.asynccontextmanager
+    async def blob(self, digest: Digest, offset: int = 0) -> AsyncGenerator[AsyncIterator[bytes], None]:
+        """The blob's bytes from ``offset``, in chunks as they come; RegistryFault when they stop coming.
+
+        The bytes are not verified, nor is there an end to them but the one the registry makes.
+        """
+        headers = {"Range": f"bytes={offset}-"} if offset else {}
+        response = await self._access.send("GET", f"{self._url}/blobs/{digest}", headers)
+        try:
+            skip = 0
+            match response.status:
+                case 200:
+                    skip = offset  # a server without ranges
+                case 206 if re.match(rf"bytes {offset}-", response.headers.get("Content-Range", "")):
+                    pass
+                case 206:
+                    raise RegistryFault("registry sent another range than was asked for", temporary=True)
+                case _:
+                    raise _blob_fault(response, await read_reply(response))
+            yield _chunks(response, skip)
+        finally:
+            # Not released to the pool: what is left of the body may have no end.
+            response.close()
+
+    async def tags(self) -> list[str]:
+        """All tags, as the registry orders them."""
+        found: list[str] = []
+        url = f"{self._url}/tags/list"
+        for _ in range(_TAG_PAGE_LIMIT):
+            response = await self._access.send("GET", url)
+            body = await read_reply(response)
+            if response.status != 200:
+                raise reply_fault(response, body)
+            try:
+                found += msgspec.json.decode(body, type=_TagList).tags or []
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise RegistryFault(f"invalid tag list: {error}") from error
+            following = re.match(r'<([^<>]+)>;\s*rel="next"', response.headers.get("Link", ""))
+            if following is None:
+                break
+            url = urljoin(url, following[1])
+            if urlsplit(url)[:2] != urlsplit(self._url)[:2]:
+                raise RegistryFault("the list of tags continues at another host")
+        return found
+
+
+class _TagList(msgspec.Struct):
+    tags: list[str] | None = None
+
+
+async def _chunks(response: aiohttp.ClientResponse, skip: int) -> AsyncIterator[bytes]:
+    try:
+        async for data in response.content.iter_any():
+            if skip:
+                data, skip = data[skip:], max(0, skip - len(data))
+            if data:
+                yield data
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise RegistryFault(network_error_text(error), temporary=True) from error
+
+
+async def read_reply(response: aiohttp.ClientResponse, limit_bytes: int = _REPLY_LIMIT_BYTES) -> bytes:
+    """The whole body, at most ``limit_bytes``; releases the response."""
+    data = bytearray()
+    try:
+        async for chunk in response.content.iter_any():
+            data += chunk
+            if len(data) > limit_bytes:
+                raise RegistryFault(f"the registry's reply is larger than {limit_bytes} bytes")
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise RegistryFault(
+            f'{response.method.capitalize()} "{response.url}": {network_error_text(error)}', temporary=True
+        ) from error
+    finally:
+        response.close() if len(data) > limit_bytes else response.release()
+    return bytes(data)
+
+
+# what registries say when something is wrong
+
+
+def reply_fault(response: aiohttp.ClientResponse, body: bytes) -> RegistryFault:
+    """Read an error reply as distribution's registry/client/errors.go does."""
+    if not 400 <= response.status < 500:
+        return RegistryFault(
+            f"received unexpected HTTP status: {_status_text(response)}", temporary=response.status >= 500
+        )
+    said = _said(response, body)
+    # RFC 6750, section 3.1: the challenge may tell what was wrong with the token.
+    for challenge in _challenges(response):
+        code = {"invalid_token": "UNAUTHORIZED", "insufficient_scope": "DENIED"}.get(
+            challenge.parameters.get("error", "")
+        )
+        if challenge.scheme == "bearer" and code:
+            text = challenge.parameters.get("error_description") or _STANDARD_TEXTS[code]
+            return RegistryFault(f"{_code_text(code)}: {text}", code=code)
+    return said
+
+
+class _ErrorItem(msgspec.Struct):
+    code: str = "UNKNOWN"
+    message: str = ""
+    detail: Any = None
+
+
+class _ErrorBody(msgspec.Struct):
+    errors: list[_ErrorItem] | None = None
+    details: Any = None
+
+
+def _said(response: aiohttp.ClientResponse, body: bytes) -> RegistryFault:
+    shown = body[:4096].decode(errors="replace")
+    by_status = {401: "UNAUTHORIZED", 403: "DENIED", 429: "TOOMANYREQUESTS"}.get(response.status, "UNKNOWN")
+    if _media_type(response) not in ("application/json", "application/vnd.api+json"):
+        return RegistryFault(f"{_code_text(by_status)}: {shown}" if shown else _code_text(by_status), code=by_status)
+    try:
+        reply = msgspec.json.decode(body, type=_ErrorBody)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if response.status == 401:
+            return RegistryFault(_code_text("UNAUTHORIZED"), code="UNAUTHORIZED")
+        return RegistryFault(f"error parsing HTTP {response.status} response body: {error}: {_quoted(shown)}")
+    if isinstance(reply.details, str) and reply.details:
+        return RegistryFault(f"{_code_text(by_status)}: {reply.details}", code=by_status)
+    if not reply.errors:
+        if response.status == 401:
+            return RegistryFault(_code_text("UNAUTHORIZED"), code="UNAUTHORIZED")
+        return RegistryFault(
+            f"error parsing HTTP {response.status} response body: no error details found in HTTP response body: "
+            f"{_quoted(shown)}"
+        )
+    texts: list[str] = []
+    codes: list[str] = []
+    for item in reply.errors[:20]:
+        code = item.code if item.code in _STANDARD_TEXTS else "UNKNOWN"
+        codes.append(code)
+        bare = item.detail is None and item.message in ("", _STANDARD_TEXTS[code])
+        texts.append(_code_text(code) if bare else f"{_code_text(code)}: {item.message}")
+    text = texts[0] if len(texts) == 1 else "errors:\n" + "".join(f"{text}\n" for text in texts)
+    return RegistryFault(text, code=codes[0])
+
+
+def _blob_fault(response: aiohttp.ClientResponse, body: bytes) -> RegistryFault:
+    if response.status == 404:
+        return RegistryFault("unknown blob", code="BLOB_UNKNOWN")
+    return reply_fault(response, body)
+
+
+def _code_text(code: str) -> str:
+    return code.lower().replace("_", " ")
+
+
+def _quoted(text: str) -> str:
+    return msgspec.json.encode(text).decode()
+
+
+def _status_text(response: aiohttp.ClientResponse) -> str:
+    return f"{response.status} {response.reason or ''}".rstrip()
+
+
+def _media_type(response: aiohttp.ClientResponse) -> str:
+    return response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+
+
+_CHALLENGE = re.compile(r'\s*,?\s*(?:([A-Za-z]+)\s+)?([A-Za-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
+
+
+def _challenges(response: aiohttp.ClientResponse) -> list[_Challenge]:
+    """Every challenge of every WWW-Authenticate header (RFC 7235, section 4.1), as far as they can be read."""
+    found: list[_Challenge] = []
+    for header in response.headers.getall("WWW-Authenticate", []):
+        position, scheme, parameters = 0, "", dict[str, str]()
+        while (match := _CHALLENGE.match(header, position)) is not None:
+            if match[1]:
+                scheme, parameters = match[1].lower(), dict[str, str]()
+                found.append(_Challenge(scheme=scheme, parameters=parameters))
+            parameters[match[2].lower()] = match[4] or re.sub(r"\\(.)", r"\1", match[3] or "")
+            position = match.end()
+        if not scheme and (word := re.match(r"\s*([A-Za-z]+)", header)) is not None:
+            found.append(_Challenge(scheme=word[1].lower(), parameters={}))
+    return found
+
+
+# what the network says, in the words of Go's net, net/http and crypto/tls
+
+
+def network_error_text(error: BaseException) -> str:
+    match error:
+        case aiohttp.ClientConnectorCertificateError():
+            return f"tls: failed to verify certificate: {_certificate_error_text(error.certificate_error)}"
+        case aiohttp.ClientConnectorSSLError():
+            cause = cast("OSError", getattr(error, "os_error"))  # noqa: B009  (its type is unknown to the checker)
+            if getattr(cause, "reason", "") in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
+                return "http: server gave HTTP response to HTTPS client"
+            return f"tls: {cause.strerror or cause}"
+        case aiohttp.ClientProxyConnectionError():
+            return f"proxyconnect tcp: {_dial_error_text(error)}"
+        case aiohttp.ClientHttpProxyError():
+            return f"proxyconnect tcp: {error.message}"
+        case aiohttp.ClientConnectorError():
+            return _dial_error_text(error)
+        case aiohttp.ServerDisconnectedError():
+            return "EOF"
+        case aiohttp.ClientPayloadError():
+            return "unexpected EOF"
+        case aiohttp.InvalidURL():
+            return "invalid URL"
+        case aiohttp.ClientResponseError():
+            return f"net/http: HTTP/1.x transport connection broken: malformed HTTP response: {error.message}"
+        case aiohttp.ConnectionTimeoutError():
+            return (
+                "net/http: request canceled while waiting for connection "
+                "(Client.Timeout exceeded while awaiting headers)"
+            )
+        case TimeoutError():
+            return "net/http: timeout awaiting response"
+        case OSError() if error.errno:
+            return os.strerror(error.errno).lower()
+        case _:
+            return str(error) or type(error).__name__
+
+
+def _dial_error_text(error: aiohttp.ClientConnectorError) -> str:
+    cause = error.os_error
+    if isinstance(cause, socket.gaierror):
+        missing = cause.errno in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
+        reason = "no such host" if missing else (cause.strerror or str(cause))
+        return f"dial tcp: lookup {error.host}: {reason}"
+    # asyncio names the address it tried in the text only: Connect call failed ('127.0.0.1', 5000)
+    tried = re.search(r"\('([0-9a-fA-F:.]+)', \d+", str(cause))
+    host = tried[1] if tried else error.host
+    reason = os.strerror(cause.errno).lower() if cause.errno else "connection refused"
+    return f"dial tcp {f'[{host}]' if ':' in host else host}:{error.port}: connect: {reason}"
+
+
+def _certificate_error_text(error: Exception) -> str:
+    # Numbers of openssl's x509_vfy.h.
+    match getattr(error, "verify_code", 0):
+        case 18 | 19 | 20 | 21:
+            return "x509: certificate signed by unknown authority"
+        case 9 | 10:
+            return "x509: certificate has expired or is not yet valid"
+        case _:
+            return f"x509: {getattr(error, 'verify_message', '') or error}"
+
+
+def _reached(error: BaseException) -> bool:
+    """Whether somebody who speaks the right protocol was there: then plain HTTP is not worth a try."""
+    return not isinstance(
+        error,
+        aiohttp.ClientConnectorError
+        | aiohttp.ClientConnectorCertificateError
+        | aiohttp.ServerDisconnectedError
+        | aiohttp.ConnectionTimeoutError
+        | OSError,
+    )
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _basic(credentials: Credentials) -> str:
+    return "Basic " + base64.b64encode(f"{credentials.username}:{credentials.password}".encode()).decode()
+
+
+def _server_domain(address: str) -> str:
+    """``https://index.docker.io/v1/`` and the like, or a bare host: the domain in references."""
+    host = re.sub(r"^https?://", "", address or INDEX_SERVER).partition("/")[0]
+    if not is_domain(host):
+        raise InvalidParameter(f"invalid registry address {_quoted(address)}")
+    return DEFAULT_DOMAIN if host in ("index.docker.io", "registry-1.docker.io") else host
+
+
+def _tls_context(directory: Path, insecure: bool) -> ssl.SSLContext:
+    """What /etc/docker/certs.d says about a host: ``*.crt`` are roots, ``*.cert`` with ``*.key`` clients."""
+    context = ssl.create_default_context()
+    if insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    try:
+        names = sorted(os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return context
+    for name in names:
+        stem, suffix = os.path.splitext(name)
+        try:
+            if suffix == ".crt":
+                context.load_verify_locations(directory / name)
+            elif suffix == ".cert":
+                if f"{stem}.key" not in names:
+                    raise SystemFailure(
+                        f"missing key {stem}.key for client certificate {name}. "
+                        "CA certificates must use the extension .crt"
+                    )
+                context.load_cert_chain(directory / name, directory / f"{stem}.key")
+            elif suffix == ".key" and f"{stem}.cert" not in names:
+                raise SystemFailure(f"missing client certificate {stem}.cert for key {name}")
+        except (OSError, ssl.SSLError) as error:
+            raise SystemFailure(f"could not read {directory / name}: {error}") from error
+    return context
