@@ -1,0 +1,489 @@
+"""The engine's side of spawner and shims: starting containers, and a connection to each.
+
+Everything here runs on the event loop and nothing blocks it. Messages and their order are described in
+``shim.protocol``. The engine may be killed at any moment: spawner and connections go with it, the shims stay, and the
+next engine finds them with ``connect``, or with ``read_exit`` what they left.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import compatd
+from compatd import tasks
+from compatd.errors import EngineError, InvalidParameter, SystemFailure
+from compatd.linux import syscalls
+from compatd.linux.fds import FdSet
+from compatd.shim import protocol
+from compatd.shim.protocol import Message
+from compatd.shim.spec import Attach, Exec, Exit, Launch, Wait
+
+log = logging.getLogger(__name__)
+
+SPAWNER_START_S = 10.0
+LOST_CODE = 137  # a container goes with its shim, by SIGKILL
+
+_BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from compatd.shim.__main__ import main; main(int(sys.argv[1]))"
+
+
+class StartFailed(EngineError):
+    """A container or exec did not start; the text is Docker's. Nothing of it is left."""
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
+class StartRefused(StartFailed, InvalidParameter):
+    """The program named cannot be run: 126 and 127, which Docker answers as the client's mistake."""
+
+
+def _start_failure(text: str, exit_code: int) -> StartFailed:
+    return (StartRefused if exit_code in (126, 127) else StartFailed)(text, exit_code)
+
+
+class Connection:
+    """Messages over one seqpacket socket, which it owns. ``ended`` is called once, when the peer has gone."""
+
+    def __init__(self, sock: socket.socket, received: Callable[[Message, FdSet], None], ended: Callable[[], None]) -> None:
+        self._sock = sock
+        self._received = received
+        self._ended = ended
+        self._loop = asyncio.get_running_loop()
+        self._sending = asyncio.Lock()
+        sock.setblocking(False)
+        self._loop.add_reader(sock.fileno(), self._on_readable)
+
+    @property
+    def closed(self) -> bool:
+        return self._sock.fileno() < 0
+
+    async def send(self, message: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
+        """Send one message; the caller keeps its descriptors, which must stay open until this returns.
+
+        ``ConnectionError`` when the peer has gone.
+        """
+        async with self._sending:  # a message that has to wait keeps its place
+            while True:
+                if self.closed:
+                    raise ConnectionResetError("shim connection closed")
+                try:
+                    protocol.send(self._sock, message, fds)
+                    return
+                except BlockingIOError:
+                    await self._writable()
+
+    def send_now(self, message: Mapping[str, Any]) -> None:
+        """Send one message without waiting; it is lost when the peer has gone, or has not read for long."""
+        if not self.closed:
+            with contextlib.suppress(OSError):
+                protocol.send(self._sock, message)
+
+    async def _writable(self) -> None:
+        ready: asyncio.Future[None] = self._loop.create_future()
+        self._loop.add_writer(self._sock.fileno(), lambda: ready.done() or ready.set_result(None))
+        try:
+            await ready
+        finally:
+            if not self.closed:
+                self._loop.remove_writer(self._sock.fileno())
+
+    def close(self) -> None:
+        if not self.closed:
+            self._loop.remove_reader(self._sock.fileno())
+            self._loop.remove_writer(self._sock.fileno())
+            self._sock.close()
+
+    def _on_readable(self) -> None:
+        while not self.closed:
+            try:
+                received = protocol.receive(self._sock)
+            except BlockingIOError:
+                return
+            except (OSError, ValueError, KeyError, IndexError):
+                log.exception("unreadable message from a shim")
+                received = None
+            if received is None:
+                self.close()
+                self._ended()
+                return
+            message, fds = received
+            with fds:
+                self._received(message, fds)
+
+
+class ExecProcess:
+    """A process that was started in a running container.
+
+    ``exited`` resolves when it has ended and all its output has been read. What callbacks and tasks that wait for it
+    do at once (before they wait for anything else) is done before the exec's client sees the end of its stream.
+    """
+
+    def __init__(self, exec_id: str) -> None:
+        self.exec_id = exec_id
+        self.pid = 0  # in the host's pid namespace
+        self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self.exited.add_done_callback(_seen)
+
+
+class Shim:
+    """A connection to one container's shim. Lost connections do not harm the container.
+
+    ``exited`` resolves with how the container ended, once all its output is in the log. If shim and connection end
+    without telling, it is what the shim left on disk, or code 137 and an ``error``.
+    """
+
+    def __init__(self, state_dir: Path, sock: socket.socket) -> None:
+        self.id = ""
+        self.pid = 0  # the init's, in the host's pid namespace
+        self.started_ns = 0  # CLOCK_REALTIME
+        self.phases: dict[str, int] = {}  # of the start, in microseconds
+        self.execs: dict[str, ExecProcess] = {}  # running, or not yet recorded
+        self.detached: Callable[[str | None], None] | None = None  # a client of this exec (None: of the container) left by its keys
+        self._state_dir = state_dir
+        loop = asyncio.get_running_loop()
+        self.exited: asyncio.Future[Exit] = loop.create_future()
+        self.exited.add_done_callback(_seen)
+        self._forked = False
+        self._started: asyncio.Future[None] = loop.create_future()
+        self._started.add_done_callback(_seen)
+        self._connection = Connection(sock, self._on_message, self._on_end)
+
+    async def signal(self, number: int) -> None:
+        """Send the container's init a signal; nothing happens when it has ended already."""
+        await self._send({"type": "signal", "number": number})
+
+    async def resize(self, height: int, width: int) -> None:
+        await self._send({"type": "resize", "exec_id": None, "height": height, "width": width})
+
+    async def exec_resize(self, exec_id: str, height: int, width: int) -> None:
+        await self._send({"type": "resize", "exec_id": exec_id, "height": height, "width": width})
+
+    async def attach(self, attach: Attach, fd: int) -> None:
+        """Hand over a client's socket. The caller keeps its own descriptor, to be closed, never shut down."""
+        await self._send({"type": "attach", "attach": {**attach, "fd": 0}}, [fd])
+
+    async def wait(self, wait: Wait, fd: int) -> None:
+        """Hand over a client that waits for the exit. Descriptor as with ``attach``."""
+        await self._send({"type": "wait", "wait": {**wait, "fd": 0}}, [fd])
+
+    async def exec(self, spec: Exec, fds: Sequence[int] = ()) -> ExecProcess:
+        """Start a process in the container. ``StartFailed`` as with ``Spawner.launch``; when the exec has a client,
+        that has been told the text then."""
+        process = ExecProcess(spec["exec_id"])
+        process.started.add_done_callback(_seen)
+        self.execs[process.exec_id] = process
+        try:
+            await self._send({"type": "exec", "exec": spec}, fds)
+        except BaseException:
+            self.execs.pop(process.exec_id, None)
+            raise
+        await asyncio.shield(process.started)
+        return process
+
+    async def removed(self) -> None:
+        """The container has been removed: those who wait for that get their answer."""
+        await self._send({"type": "removed"})
+
+    async def release(self) -> None:
+        """The container's exit has been recorded: those who wait for it get their answer, and the shim ends when
+        nobody needs it any more."""
+        with contextlib.suppress(SystemFailure):  # it has ended already
+            await self._send({"type": "release"})
+
+    def cancel(self) -> None:
+        """Give up a start: the container is killed and forgotten, and the connection dropped."""
+        self._connection.send_now({"type": "cancel"})
+        self._connection.close()
+
+    def close(self) -> None:
+        """Drop the connection; the shim goes on, and ``exited`` stays as it is."""
+        self._connection.close()
+
+    async def _send(self, message: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
+        try:
+            await self._connection.send(message, fds)
+        except OSError as error:
+            raise SystemFailure(f"the shim of container {self.id} is gone: {error}") from error
+
+    def _on_message(self, message: Message, _: FdSet) -> None:
+        kind = message["type"]
+        if kind == "forked":
+            self._forked = True
+        elif kind == "state":
+            self._on_state(message)
+        elif kind == "failed":
+            if not self._started.done():
+                self._started.set_exception(_start_failure(message["text"], message["exit_code"]))
+        elif kind == "exited":
+            _resolve(self.exited, message["exit"])
+        elif kind == "exec_started":
+            self._exec(message["exec_id"]).pid = message["pid"]
+            _resolve(self._exec(message["exec_id"]).started, None)
+        elif kind == "exec_failed":
+            self._on_exec_failed(message)
+        elif kind == "exec_exited":
+            self._on_exec_exited(message["exec_id"], message["exit"])
+        elif kind == "detached" and self.detached is not None:
+            self.detached(message["exec_id"])
+
+    def _on_state(self, message: Message) -> None:
+        self.id, self.pid = message["id"], message["pid"]
+        self.started_ns, self.phases = message["started_ns"], message["phases"]
+        for entry in message["execs"]:
+            process = self._exec(entry["exec_id"])
+            process.pid = entry["pid"]
+            _resolve(process.started, None)
+            if entry["exit"] is not None:
+                self._on_exec_exited(entry["exec_id"], entry["exit"])
+        if message["exit"] is not None:
+            _resolve(self.exited, message["exit"])
+        _resolve(self._started, None)
+
+    def _exec(self, exec_id: str) -> ExecProcess:
+        return self.execs.setdefault(exec_id, ExecProcess(exec_id))
+
+    def _on_exec_failed(self, message: Message) -> None:
+        process = self.execs.pop(message["exec_id"], None)
+        if process is not None and not process.started.done():
+            process.started.set_exception(_start_failure(message["text"], message["exit_code"]))
+        self._acknowledge(message["exec_id"])
+
+    def _on_exec_exited(self, exec_id: str, exit_: Exit) -> None:
+        process = self.execs.pop(exec_id, None)
+        if process is not None:
+            _resolve(process.exited, exit_)
+        self._acknowledge(exec_id)
+
+    def _acknowledge(self, exec_id: str) -> None:
+        """Let an exec's client go, a few turns of the loop from now: who waits for the future runs before that."""
+
+        def send() -> None:
+            self._connection.send_now({"type": "exec_release", "exec_id": exec_id})
+
+        loop = asyncio.get_running_loop()
+        loop.call_soon(lambda: loop.call_soon(send))
+
+    def _on_end(self) -> None:
+        if not self._started.done():
+            self._started.set_exception(ShimLost(self._forked))
+        if not self.exited.done():
+            lost = Exit(
+                code=LOST_CODE,
+                exited_ns=time.time_ns(),
+                oom_killed=False,
+                error="the container's shim has ended without telling why",
+            )
+            self.exited.set_result(read_exit(self._state_dir) or lost)
+        for process in self.execs.values():
+            if not process.started.done():
+                process.started.set_exception(StartFailed("the container's shim has ended", 128))
+            _resolve(process.exited, Exit(code=LOST_CODE, exited_ns=time.time_ns(), oom_killed=False))
+        self.execs.clear()
+
+    async def started(self) -> None:
+        """Wait for the first word of the shim. ``StartFailed``, ``ShimLost``."""
+        await asyncio.shield(self._started)
+
+
+class ShimLost(SystemFailure):
+    """The connection ended before the shim said anything; ``forked``: it had begun."""
+
+    def __init__(self, forked: bool) -> None:
+        super().__init__("the container's shim ended while it was starting")
+        self.forked = forked
+
+
+class Spawner:
+    """Owns the spawner process, and starts another when it dies. Containers do not depend on it."""
+
+    def __init__(self) -> None:
+        self._connection: Connection | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._starting = asyncio.Lock()
+        self._closing = False
+
+    async def start(self) -> None:
+        """Have a spawner running. ``SystemFailure`` when it does not come up."""
+        async with self._starting:
+            if self._connection is None or self._connection.closed:
+                copy = _interpreter_copy()
+                try:
+                    if copy >= 0 and await self._execute(copy):
+                        return
+                finally:
+                    if copy >= 0:
+                        os.close(copy)
+                if copy >= 0:
+                    log.warning("the spawner does not run from a read-only copy of the interpreter; using %s", sys.executable)
+                if not await self._execute(-1):
+                    raise SystemFailure("the spawner did not start")
+
+    async def close(self) -> None:
+        """End the spawner; shims go on."""
+        self._closing = True
+        if self._connection is not None:
+            self._connection.close()
+        if self._process is not None:
+            await self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        """Of the spawner process; 0 when there is none."""
+        return 0 if self._process is None or self._process.returncode is not None else self._process.pid
+
+    async def launch(self, launch: Launch, fds: Sequence[int] = ()) -> Shim:
+        """Start a container; returns when its program is running.
+
+        The caller keeps its descriptors and closes them afterwards. ``StartFailed`` with Docker's text and exit code;
+        sockets of clients that were passed are untouched then. Cancelling kills what was started.
+        """
+        for attempt in (1, 2):
+            await self.start()
+            assert self._connection is not None
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            shim = Shim(Path(launch["state_dir"]), ours)
+            shim.id = launch["id"]
+            try:
+                with theirs:
+                    await self._connection.send({"type": "launch", "launch": launch}, [*fds, theirs.fileno()])
+                await shim.started()
+            except (ShimLost, ConnectionError) as error:
+                shim.close()
+                # Unless the shim has said that it exists, nothing was done: the spawner died, or could not fork.
+                if attempt == 2 or (isinstance(error, ShimLost) and error.forked):
+                    raise StartFailed(str(error), 128) from error
+            except asyncio.CancelledError:
+                shim.cancel()
+                raise
+            except BaseException:
+                shim.close()
+                raise
+            else:
+                return shim
+        raise AssertionError("unreachable")
+
+    async def _execute(self, copy: int) -> bool:
+        """Run the spawner; False when it ended before it was ready."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ready: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        connection = Connection(
+            ours,
+            lambda _, __: None if ready.done() else ready.set_result(True),
+            lambda: self._on_end(ready),
+        )
+        root = str(Path(compatd.__file__).parent.parent)
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-I",
+                "-S",
+                "-X",
+                "utf8",
+                "-c",
+                _BOOT,
+                root,
+                str(copy),
+                executable=f"/proc/self/fd/{copy}" if copy >= 0 else None,
+                pass_fds=[copy] if copy >= 0 else [],
+                stdin=theirs,
+                stdout=asyncio.subprocess.DEVNULL,
+                env={},
+                start_new_session=True,
+            )
+        try:
+            up = await asyncio.wait_for(ready, SPAWNER_START_S)
+        except TimeoutError:
+            up = False
+        if up:
+            self._connection = connection
+            return True
+        connection.close()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+        return False
+
+    def _on_end(self, ready: "asyncio.Future[bool]") -> None:
+        if not ready.done():
+            ready.set_result(False)
+        elif not self._closing:
+            log.warning("the spawner has died; starting another")
+            tasks.spawn(self.start(), name="spawner restart")
+
+
+async def connect(state_dir: Path) -> Shim:
+    """Connect to the shim that an earlier engine has started.
+
+    ``FileNotFoundError`` or ``ConnectionRefusedError``: no shim is there (any more): see ``read_exit``.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        directory = os.open(state_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            sock.connect(f"/proc/self/fd/{directory}/{protocol.SOCKET_NAME}")  # unix(7): a path has 107 bytes
+        finally:
+            os.close(directory)
+    except BaseException:
+        sock.close()
+        raise
+    shim = Shim(state_dir, sock)
+    try:
+        await shim.started()
+    except ShimLost as error:
+        shim.close()
+        raise ConnectionRefusedError(str(error)) from error
+    except BaseException:
+        shim.close()
+        raise
+    return shim
+
+
+def read_exit(state_dir: Path) -> Exit | None:
+    """How the container ended, as its shim has left it; None when it has left nothing."""
+    try:
+        document = json.loads((state_dir / protocol.EXIT_NAME).read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return cast(Exit, document)
+
+
+def _interpreter_copy() -> int:
+    """A detached, read-only mount of the interpreter's file, to be executed by descriptor; -1 when not permitted.
+
+    See shim.__main__. The caller owns the descriptor; the mount lives as long as it is executed from.
+    """
+    try:
+        copy = syscalls.open_tree(
+            syscalls.AT_FDCWD, sys.executable, syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC
+        )
+    except OSError as error:
+        log.warning("containers can reach the interpreter's file: no copy of its mount: %s", error)
+        return -1
+    try:
+        syscalls.mount_setattr(copy, "", syscalls.AT_EMPTY_PATH, attr_set=syscalls.MOUNT_ATTR_RDONLY)
+    except OSError as error:
+        log.warning("containers can reach the interpreter's file: its copy stays writable: %s", error)
+        os.close(copy)
+        return -1
+    return copy
+
+
+def _resolve(future: "asyncio.Future[Any]", result: object) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _seen(future: "asyncio.Future[Any]") -> None:
+    """A failure that nobody waits for is no news."""
+    if not future.cancelled():
+        future.exception()

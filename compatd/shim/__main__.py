@@ -1,0 +1,69 @@
+"""The spawner: execed once by the engine, forks a shim for each container.
+
+One thread, few imports, a frozen heap: what it loads is shared by all its shims, and a start costs a fork rather than
+an interpreter. Descriptor 0 is its socket to the engine; when that closes it ends, and its shims go on without it.
+
+It is executed from a detached, read-only copy of the interpreter's mount, which runtime.client makes. Until exec, the
+init of a container is this very program, and the container can reach it as /proc/self/exe, which is CVE-2019-5736:
+through the copy nobody can write the file, and as soon as this runs the copy is made non-executable too, so that as
+an entrypoint, a shebang or an exec it leads nowhere.
+"""
+
+import contextlib
+import gc
+import os
+import signal
+import socket
+import sys
+import time
+from typing import NoReturn
+
+from compatd.linux import syscalls
+from compatd.linux.fds import FdSet
+from compatd.shim import protocol, shim, title
+
+
+def main(copy_fd: int) -> None:
+    """Serve until the engine is gone. ``copy_fd``: the interpreter's detached mount, or -1."""
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    syscalls.set_process_name("compatd-spawner")
+    title.locate()
+    title.show(["compatd-spawner"])
+    if copy_fd >= 0:
+        syscalls.mount_setattr(copy_fd, "", syscalls.AT_EMPTY_PATH, attr_set=syscalls.MOUNT_ATTR_NOEXEC)
+    syscalls.close_range(3)
+    os.chdir("/")
+    os.umask(0o022)
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        # An ignored signal stays ignored across exec: whatever our parent ignored must not reach a container.
+        with contextlib.suppress(OSError):
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # shims that end are reaped by the kernel
+    gc.disable()
+    gc.freeze()
+    with socket.socket(fileno=0) as engine:
+        protocol.send(engine, {"type": "ready"})
+        while (received := protocol.receive(engine)) is not None:
+            message, fds = received
+            now = time.monotonic_ns()
+            try:
+                pid = os.fork()
+            except OSError as error:
+                # The engine sees the shim's connection close.
+                print(f"compatd-spawner: fork: {error}", file=sys.stderr, flush=True)
+                pid = -1
+            if not pid:
+                _shim(message, fds, now)
+            fds.close()
+
+
+def _shim(message: protocol.Message, fds: FdSet, received_ns: int) -> NoReturn:
+    gc.enable()
+    shim.run(message, fds, received_ns)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else -1)

@@ -1,0 +1,164 @@
+"""A container's control groups: made, filled, joined, and taken away again.
+
+The plan is data (spec.Cgroup). A directory whose ``cgroup.procs`` is joined is the container's own and goes with
+it; others in the plan are parents that it shares.
+"""
+
+import base64
+import contextlib
+import ctypes
+import errno
+import os
+import signal
+import struct
+
+from compatd.linux import syscalls
+from compatd.shim.failures import Failed, words
+from compatd.shim.spec import Cgroup
+
+# include/uapi/linux/bpf.h
+_BPF_PROG_LOAD = 5
+_BPF_PROG_ATTACH = 8
+_BPF_PROG_TYPE_CGROUP_DEVICE = 15
+_BPF_CGROUP_DEVICE = 6
+_BPF_F_ALLOW_MULTI = 2
+
+
+def create(plan: Cgroup) -> None:
+    """Make the directories and write their values. ``Failed`` with runc's kind of text."""
+    for directory in plan["directories"]:
+        try:
+            os.mkdir(directory, 0o755)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise Failed(f"unable to apply cgroup configuration: mkdir {directory}: {words(error)}") from error
+    for file, value, *tolerated in plan["writes"]:
+        try:
+            write(file, value)
+        except OSError as error:
+            if error.errno not in (tolerated[0] if tolerated else ()):
+                raise Failed(
+                    f"error setting cgroup config for procHooks process: failed to write {_quoted(value)}: "
+                    f"write {file}: {words(error)}"
+                ) from error
+    if "device_program" in plan and "device_cgroup" in plan:
+        try:
+            _attach(base64.b64decode(plan["device_program"]), plan["device_cgroup"])
+        except OSError as error:
+            raise Failed(f"error setting cgroup config for procHooks process: {words(error)}") from error
+
+
+def join(files: list[str], pid: int) -> None:
+    """Move a process; 0 is the caller itself. It must happen before exec, and before CLONE_NEWCGROUP is unshared."""
+    for file in files:
+        try:
+            write(file, str(pid))
+        except OSError as error:
+            raise Failed(f"unable to apply cgroup configuration: failed to write {pid}: {words(error)}") from error
+
+
+def write(file: str, value: str) -> None:
+    """One write(2): the kernel takes a control file's value in one piece or not at all."""
+    fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)
+
+
+def oom_kills(plan: Cgroup) -> int:
+    """How many processes the kernel has killed for memory there."""
+    for directory in _own(plan):
+        for name in ("memory.oom_control", "memory.events"):  # v1, v2
+            try:
+                fd = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                continue
+            try:
+                text = os.read(fd, 4096)
+            finally:
+                os.close(fd)
+            for line in text.splitlines():
+                key, _, value = line.partition(b" ")
+                if key == b"oom_kill" and value.isdigit():
+                    return int(value)
+    return 0
+
+
+def kill(plan: Cgroup) -> None:
+    """SIGKILL to all that is in there: what a container that shares a pid namespace leaves behind."""
+    for directory in _own(plan):
+        with contextlib.suppress(OSError):
+            fd = os.open(f"{directory}/cgroup.procs", os.O_RDONLY | os.O_CLOEXEC)
+            with open(fd, "rb") as file:
+                pids = [int(pid) for pid in file.read().split()]
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            return
+
+
+def remove(plan: Cgroup) -> bool:
+    """Remove the container's own directories and what it made below. False: something is still dying in there."""
+    gone = True
+    for directory in _own(plan):
+        gone &= _remove(directory)
+    return gone
+
+
+def _own(plan: Cgroup) -> list[str]:
+    return [os.path.dirname(file) for file in plan["joins"]]
+
+
+def _remove(directory: str) -> bool:
+    try:
+        os.rmdir(directory)
+        return True
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+            return True  # not ours to remove: the engine's sweep will say so
+    with contextlib.suppress(OSError), os.scandir(directory) as found:
+        children = [entry.path for entry in found if entry.is_dir(follow_symlinks=False)]
+        if children and all([_remove(child) for child in children]):
+            os.rmdir(directory)
+            return True
+    return False
+
+
+def _attach(program: bytes, directory: str) -> None:
+    """Load a device program and attach it to a cgroup v2 directory (bpf(2))."""
+    instructions = ctypes.create_string_buffer(program, len(program))
+    license_text = ctypes.create_string_buffer(b"Apache")
+    loaded = syscalls.bpf(
+        _BPF_PROG_LOAD,
+        struct.pack(
+            "=IIQQIIQII16s",
+            _BPF_PROG_TYPE_CGROUP_DEVICE,
+            len(program) // 8,
+            ctypes.addressof(instructions),
+            ctypes.addressof(license_text),
+            0,
+            0,
+            0,
+            0,
+            0,
+            b"compatd_devices",
+        ),
+    )
+    try:
+        target = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            syscalls.bpf(
+                _BPF_PROG_ATTACH, struct.pack("=IIII", target, loaded, _BPF_CGROUP_DEVICE, _BPF_F_ALLOW_MULTI)
+            )
+        finally:
+            os.close(target)
+    finally:
+        os.close(loaded)
+
+
+def _quoted(value: str) -> str:
+    return '"' + value.replace("\n", "\\n") + '"'

@@ -1,0 +1,380 @@
+"""A container's root: its overlay, the mount plan, pivot_root.
+
+Runs in the container's init before exec, in a mount namespace of its own, with the host's tree still as root; no
+mount of it ever exists outside. The plan is data (spec.MountOp), done in order.
+
+What lies in the container was written by strangers, and a volume may be changed by another container meanwhile.
+So a target is resolved once, in the kernel, with the overlay as its root (linux.rootdir), and then used through its
+descriptor: mount(2) gets it as /proc/self/fd/N, move_mount(2) as it is. Exchanging it for a link moves nothing.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+
+from compatd.linux import syscalls
+from compatd.linux.rootdir import Rootdir
+from compatd.shim.failures import Failed, words
+from compatd.shim.spec import MountOp, Overlay
+
+DEV_NULL = os.makedev(1, 3)  # Documentation/admin-guide/devices.txt
+MAX_OPTION_BYTES = 255  # fsconfig(2) refuses longer strings
+
+# What MS_* flags of a bind become for mount_setattr(2).
+_ATTRIBUTES = (
+    (syscalls.MS_RDONLY, syscalls.MOUNT_ATTR_RDONLY),
+    (syscalls.MS_NOSUID, syscalls.MOUNT_ATTR_NOSUID),
+    (syscalls.MS_NODEV, syscalls.MOUNT_ATTR_NODEV),
+    (syscalls.MS_NOEXEC, syscalls.MOUNT_ATTR_NOEXEC),
+)
+_PROPAGATION = syscalls.MS_PRIVATE | syscalls.MS_SLAVE | syscalls.MS_SHARED | syscalls.MS_UNBINDABLE
+_FD = "/proc/self/fd/%d"
+
+
+class Sources:
+    """Detached copies of what the plan binds from the host, taken before the namespace's mounts are made private:
+    a copy stays in its source's peer group, which is what slave and shared binds are about."""
+
+    def __init__(self, plan: list[MountOp]) -> None:
+        self._fds: dict[int, int] = {}
+        for index, op in enumerate(plan):
+            if op["kind"] == "bind":
+                source = op.get("source", "")
+                try:
+                    self._fds[index] = _clone(syscalls.AT_FDCWD, source, recursive=_recursive(op))
+                except OSError as error:
+                    raise _mount_failure(op, f"open_tree src={source}: {words(error)}") from error
+        self.null = _clone(syscalls.AT_FDCWD, "/dev/null", recursive=False)
+
+    def take(self, index: int) -> int:
+        return self._fds.pop(index)
+
+
+def isolate() -> None:
+    """Cut the namespace's mounts off from the host's: nothing mounted from here on shows up there."""
+    syscalls.mount("", "/", flags=syscalls.MS_REC | syscalls.MS_PRIVATE)
+
+
+def assemble(overlay: Overlay) -> int:
+    """The root as a detached overlay mount, whose descriptor the caller owns.
+
+    Layers are named by descriptor, for three reasons: fsconfig(2) limits a value to 255 bytes, the classic mount(2)
+    all of them to a page, and a container reads in its mountinfo whatever path stands there.
+    """
+    if overlay["volatile"]:
+        _forget_volatile(overlay["work"])
+    held = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in (*overlay["lowers"], overlay["upper"], overlay["work"])}
+    try:
+        context = syscalls.fsopen("overlay")
+        try:
+            _configure(context, overlay, held)
+            return syscalls.fsmount(context)
+        finally:
+            os.close(context)
+    except OSError as error:
+        raise Failed(f"error mounting overlay: {words(error)}") from error
+    finally:
+        for fd in held.values():
+            os.close(fd)
+
+
+def _configure(context: int, overlay: Overlay, held: dict[str, int]) -> None:
+    def option(key: str, value: str) -> None:
+        syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, key, value)
+
+    lowers = [_FD % held[path] for path in overlay["lowers"]]
+    option("source", "overlay")
+    try:
+        for lower in lowers:
+            option("lowerdir+", lower)
+    except OSError as error:
+        # Linux before 6.7 knows only the joined form.
+        joined = ":".join(lowers)
+        if error.errno != errno.EINVAL or len(joined) > MAX_OPTION_BYTES:
+            raise
+        option("lowerdir", joined)
+    option("upperdir", _FD % held[overlay["upper"]])
+    option("workdir", _FD % held[overlay["work"]])
+    option("xino", "auto")
+    if overlay["volatile"]:
+        # Unmounting syncs the whole upper file system otherwise.
+        syscalls.fsconfig(context, syscalls.FSCONFIG_SET_FLAG, "volatile")
+    syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)
+
+
+def _forget_volatile(work: str) -> None:
+    """A volatile mount leaves a mark, so that nobody mounts after a crash what was never synced. Here that is known:
+    the upper directory belongs to one container, whose data did not have to survive."""
+    for name, remove in (("dirty", os.unlink), ("", os.rmdir)):
+        try:
+            remove(f"{work}/work/incompat/volatile/{name}")
+        except FileNotFoundError:
+            return
+    os.rmdir(f"{work}/work/incompat")
+
+
+def attach(mount: int, where: str) -> Rootdir:
+    """Put the root's mount on the host directory ``where``, inside this namespace only: pivot_root(2) and mounts
+    below need an attached one. Its descriptor now belongs to the result."""
+    syscalls.move_mount(
+        mount, "", syscalls.AT_FDCWD, where, syscalls.MOVE_MOUNT_F_EMPTY_PATH
+    )
+    return Rootdir(mount)
+
+
+class Plan:
+    """Carries out the operations below one root."""
+
+    def __init__(self, root: Rootdir, sources: Sources) -> None:
+        self._root = root
+        self._sources = sources
+        self._hidden: int | None = None  # the empty directory that covers masked ones
+        self._do: dict[str, Callable[[MountOp, int], None]] = {
+            "mount": self._mount,
+            "bind": self._bind,
+            "mknod": self._mknod,
+            "symlink": self._symlink,
+            "mask": self._mask,
+            "readonly": self._readonly,
+        }
+
+    def carry_out(self, plan: list[MountOp]) -> None:
+        """``Failed`` names the operation, as runc does."""
+        for index, op in enumerate(plan):
+            try:
+                self._do[op["kind"]](op, index)
+            except OSError as error:
+                raise _mount_failure(op, words(error)) from error
+
+    def target(self, path: str, *, directory: bool) -> int:
+        """An O_PATH descriptor of ``path`` inside, made when it is missing; the caller owns it."""
+        flags = os.O_PATH | (os.O_DIRECTORY if directory else 0)
+        try:
+            return self._root.open(path, flags)
+        except FileNotFoundError:
+            pass
+        where = os.fsdecode(self._root.resolve(path))
+        if directory:
+            self._root.makedirs(where)
+        else:
+            self._root.makedirs(os.path.dirname(where))
+            os.close(self._root.open(where, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o755))
+        return self._root.open(path, flags)
+
+    def cover(self, mount: int, path: str, *, directory: bool) -> None:
+        """Attach a detached mount, whose descriptor is consumed, on ``path``."""
+        try:
+            target = self.target(path, directory=directory)
+            try:
+                syscalls.move_mount(
+                    mount, "", target, "", syscalls.MOVE_MOUNT_F_EMPTY_PATH | syscalls.MOVE_MOUNT_T_EMPTY_PATH
+                )
+            finally:
+                os.close(target)
+        finally:
+            os.close(mount)
+
+    def _mount(self, op: MountOp, _: int) -> None:
+        target = self.target(op["target"], directory=True)
+        try:
+            fstype, data = op.get("fstype", ""), op.get("data", "")
+            below = os.fstat(target)
+            if fstype == "tmpfs" and "mode=" not in data:
+                # runc: a tmpfs takes over the mode of what it covers.
+                data = ",".join(filter(None, (f"mode={stat.S_IMODE(below.st_mode):04o}", data)))
+            syscalls.mount(op.get("source", fstype), _FD % target, fstype, op.get("flags", 0), data)
+            if op.get("copy_up"):
+                # The descriptor still is the covered directory; looked up again, the path is the new mount.
+                with Rootdir(self._root.open(op["target"], os.O_PATH)) as mounted:
+                    os.chown(_FD % mounted.fileno(), below.st_uid, below.st_gid)
+                    _copy(target, mounted.fileno())
+        finally:
+            os.close(target)
+        if "propagation" in op:
+            with Rootdir(self._root.open(op["target"], os.O_PATH)) as mounted:
+                _propagate(mounted.fileno(), op["propagation"])
+
+    def _bind(self, op: MountOp, index: int) -> None:
+        source = self._sources.take(index)
+        flags = op.get("flags", 0)
+        attributes = sum(attribute for flag, attribute in _ATTRIBUTES if flags & flag)
+        if attributes:
+            syscalls.mount_setattr(
+                source,
+                "",
+                syscalls.AT_EMPTY_PATH | (syscalls.AT_RECURSIVE if op.get("recursive") else 0),
+                attr_set=attributes,
+            )
+        _propagate(source, op.get("propagation", syscalls.MS_PRIVATE | syscalls.MS_REC))
+        directory = stat.S_ISDIR(os.fstat(source).st_mode)
+        self.cover(source, op["target"], directory=directory)
+
+    def _mknod(self, op: MountOp, _: int) -> None:
+        parent, name = self._parent(op["target"])
+        try:
+            mode, device = op.get("mode", 0), os.makedev(*op.get("device", (0, 0)))
+            try:
+                os.mknod(name, mode, device, dir_fd=parent)
+            except FileExistsError:
+                found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+                if (stat.S_IFMT(found.st_mode), found.st_rdev) != (stat.S_IFMT(mode), device):
+                    raise
+            os.chmod(name, stat.S_IMODE(mode), dir_fd=parent)  # whatever the umask; the directory is ours, a new tmpfs
+            os.chown(name, op.get("uid", 0), op.get("gid", 0), dir_fd=parent, follow_symlinks=False)
+        finally:
+            os.close(parent)
+
+    def _symlink(self, op: MountOp, _: int) -> None:
+        parent, name = self._parent(op["target"])
+        try:
+            os.symlink(op.get("source", ""), name, dir_fd=parent)
+        except FileExistsError:
+            pass
+        finally:
+            os.close(parent)
+
+    def _mask(self, op: MountOp, _: int) -> None:
+        try:
+            target = self._root.open(op["target"], os.O_PATH)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        directory = stat.S_ISDIR(os.fstat(target).st_mode)
+        os.close(target)
+        if not directory:
+            self.cover(_clone(self._sources.null, "", recursive=False), op["target"], directory=False)
+            return
+        if self._hidden is None:
+            empty = _empty_directory()
+            self.cover(os.dup(empty), op["target"], directory=True)
+            self._hidden = empty  # attached now, so it can be copied: one superblock hides all
+        else:
+            self.cover(_clone(self._hidden, "", recursive=False), op["target"], directory=True)
+
+    def _readonly(self, op: MountOp, _: int) -> None:
+        try:
+            target = self._root.open(op["target"], os.O_PATH)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        try:
+            copy = _clone(target, "", recursive=True)
+            syscalls.mount_setattr(
+                copy,
+                "",
+                syscalls.AT_EMPTY_PATH | syscalls.AT_RECURSIVE,
+                attr_set=syscalls.MOUNT_ATTR_RDONLY,
+            )
+            self.cover(copy, op["target"], directory=stat.S_ISDIR(os.fstat(target).st_mode))
+        finally:
+            os.close(target)
+
+    def _parent(self, path: str) -> tuple[int, bytes]:
+        try:
+            return self._root.open_parent(path)
+        except FileNotFoundError:
+            self._root.makedirs(os.path.dirname(path.rstrip("/")))
+            return self._root.open_parent(path)
+
+
+def make_readonly(root: Rootdir) -> None:
+    syscalls.mount_setattr(root.fileno(), "", syscalls.AT_EMPTY_PATH, attr_set=syscalls.MOUNT_ATTR_RDONLY)
+
+
+def pivot(root: Rootdir, propagation: int) -> None:
+    """Make the overlay the root and drop the host's tree.
+
+    With both arguments "." the old root ends up on top of the new one and is unmounted from there (pivot_root(2)),
+    so that no directory for it is needed in the container.
+    """
+    os.fchdir(root.fileno())
+    syscalls.pivot_root(".", ".")
+    syscalls.umount(".", syscalls.MNT_DETACH)
+    os.chdir("/")
+    if propagation:
+        syscalls.mount("", "/", flags=propagation)
+
+
+def _clone(dirfd: int, path: str, *, recursive: bool) -> int:
+    return syscalls.open_tree(
+        dirfd,
+        path,
+        syscalls.OPEN_TREE_CLONE
+        | syscalls.OPEN_TREE_CLOEXEC
+        | (syscalls.AT_EMPTY_PATH if not path else 0)
+        | (syscalls.AT_RECURSIVE if recursive else 0),
+    )
+
+
+def _recursive(op: MountOp) -> bool:
+    return bool(op.get("recursive") or op.get("flags", 0) & syscalls.MS_REC)
+
+
+def _propagate(mount: int, propagation: int) -> None:
+    syscalls.mount_setattr(
+        mount,
+        "",
+        syscalls.AT_EMPTY_PATH | (syscalls.AT_RECURSIVE if propagation & syscalls.MS_REC else 0),
+        propagation=propagation & _PROPAGATION,
+    )
+
+
+def _empty_directory() -> int:
+    context = syscalls.fsopen("tmpfs")
+    try:
+        syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "size", "4k")
+        syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "nr_inodes", "1")
+        syscalls.fsconfig(context, syscalls.FSCONFIG_SET_FLAG, "ro")
+        syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)
+        return syscalls.fsmount(context, syscalls.MOUNT_ATTR_RDONLY)
+    finally:
+        os.close(context)
+
+
+def _copy(source: int, target: int) -> None:
+    """Fill the directory ``target`` with what is in ``source``. Both trees are looked at without following links."""
+    listed = _opened(source, ".")
+    try:
+        names = os.listdir(listed)
+    finally:
+        os.close(listed)
+    for name in names:
+        info = os.stat(name, dir_fd=source, follow_symlinks=False)
+        kind = stat.S_IFMT(info.st_mode)
+        if kind == stat.S_IFLNK:
+            os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
+        elif kind == stat.S_IFDIR:
+            os.mkdir(name, 0o700, dir_fd=target)
+            below, copied = _opened(source, name), _opened(target, name)
+            try:
+                _copy(below, copied)
+            finally:
+                os.close(below)
+                os.close(copied)
+        elif kind == stat.S_IFREG:
+            _copy_file(source, target, name)
+        else:
+            os.mknod(name, info.st_mode, info.st_rdev, dir_fd=target)
+        os.chown(name, info.st_uid, info.st_gid, dir_fd=target, follow_symlinks=False)
+        if kind != stat.S_IFLNK:
+            os.chmod(name, stat.S_IMODE(info.st_mode), dir_fd=target)
+        os.utime(name, ns=(info.st_atime_ns, info.st_mtime_ns), dir_fd=target, follow_symlinks=False)
+
+
+def _copy_file(source: int, target: int, name: str) -> None:
+    read = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
+    write = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=target)
+    try:
+        while os.sendfile(write, read, None, 1 << 30):
+            pass
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+def _opened(directory: int, name: str) -> int:
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+
+
+def _mount_failure(op: MountOp, why: str) -> Failed:
+    source = op.get("source") or op.get("fstype", op["kind"])
+    return Failed(f'error mounting "{source}" to rootfs at "{op["target"]}": mount src={source}, dst={op["target"]}: {why}')

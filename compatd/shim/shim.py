@@ -1,0 +1,603 @@
+"""The shim: parent of one container's init, holder of its streams, its log and its exit status.
+
+It is forked by the spawner, one for each container, and outlives spawner and engine. Nothing it does waits: after
+the start it is a loop over descriptors, so one blocked client or a hanging start stalls nothing else.
+
+state_dir:
+    shim.sock    where the next engine finds it
+    exit         how the container ended, once it has (spec.Exit); left behind for an engine that comes late
+    shim.log     the traceback, should the shim itself fail
+
+Life:  starting ──started──▶ running ──init ended, output drained──▶ exited ──release, nobody waits──▶ gone
+           └──failed──▶ gone
+If the shim is killed, so is its init (PR_SET_PDEATHSIG), and with the init everything in its pid namespace.
+"""
+
+import base64
+import contextlib
+import json
+import os
+import signal
+import socket
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import NoReturn, cast
+
+from compatd.linux import syscalls
+from compatd.linux.fds import FdSet
+from compatd.shim import cgroup, container, protocol, title
+from compatd.shim.failures import Failed, describe, told
+from compatd.shim.logfile import LogFile
+from compatd.shim.loop import HUP, IN, Loop
+from compatd.shim.protocol import Message
+from compatd.shim.spec import Attach, Exec, Exit, Launch, Wait
+from compatd.shim.stdio import Stdio
+
+PIPE_GRACE_S = 2.0  # moby daemon/monitor.go: how long the end of output is awaited when others hold the pipes
+TERMINAL_GRACE_S = 0.02
+REMOVAL_RETRIES = 8
+
+_SUN_PATH_BYTES = 107  # unix(7)
+
+
+def run(message: Message, fds: FdSet, received_ns: int) -> NoReturn:
+    """Be a container's shim: the forked child's whole life. ``fds`` end with the connection to the engine."""
+    launch = cast(Launch, message["launch"])
+    try:
+        syscalls.set_process_name("compatd-shim")
+        title.show(["compatd-shim", launch["id"]])
+        os.setsid()
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        with open("/dev/null", "r+b", buffering=0) as null:
+            for number in range(3):
+                os.dup2(null.fileno(), number, inheritable=False)
+        os.chdir("/")
+        Shim(launch, fds, received_ns).run()
+    except SystemExit:
+        pass  # the start has failed, and that has been told
+    except BaseException:
+        _record(launch["state_dir"])
+        os._exit(1)
+    os._exit(0)
+
+
+def _record(state_dir: str) -> None:
+    with contextlib.suppress(OSError), open(f"{state_dir}/shim.log", "a") as log:
+        traceback.print_exc(file=log)
+
+
+class Child:
+    """A process that the shim started: the container's init (``exec_id`` None) or an exec.
+
+    Owns its pid descriptor, its streams and, until the program runs, the socket it reports on.
+    """
+
+    def __init__(self, exec_id: str | None, pid: int, report: socket.socket, stdio: Stdio) -> None:
+        self.exec_id = exec_id
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+        self.report: socket.socket | None = report
+        self.stdio = stdio
+        self.phases: dict[str, int] | None = None  # once it is ready
+        self.failure: tuple[str, int] | None = None
+        self.started_ns = 0
+        self.status: int | None = None
+        self.exit: Exit | None = None
+        self.released = False  # the engine has recorded its exit
+        self.clients: list[tuple[Attach, socket.socket]] = []  # until it has started
+
+
+class Shim:
+    """One container's."""
+
+    def __init__(self, launch: Launch, fds: FdSet, received_ns: int) -> None:
+        self._launch = launch
+        self._received_ns = received_ns
+        self._loop = Loop()
+        self._engine: socket.socket | None = _seqpacket(fds.steal(len(fds) - 1))
+        self._connections: set[socket.socket] = set()
+        self._listener: socket.socket | None = None
+        self._socket_identity = (0, 0)
+        self._state = os.open(launch["state_dir"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._waits: list[tuple[Wait, socket.socket]] = []
+        self._execs: dict[str, Child] = {}
+        self._phases: dict[str, int] = {}
+        self._backlog: list[Iterator[None]] = []
+        self._log: LogFile | None = None
+        self._oom_kills = 0
+        self._over = False  # the start has failed
+        self._recorded = False
+        self._removed = False
+        self._init = self._start(fds)
+
+    def run(self) -> None:
+        """Serve until the container is over and nobody waits for anything of it."""
+        while not self._done():
+            self._loop.turn()
+        if self._log is not None:
+            self._log.close()
+        self._unlisten()
+
+    def _done(self) -> bool:
+        if self._over:
+            return True
+        return (
+            self._recorded
+            and self._init.exit is not None
+            and not self._waits
+            and not self._init.stdio.attended
+            and not self._execs
+        )
+
+    # Starting
+
+    def _start(self, fds: FdSet) -> Child:
+        launch = self._launch
+        self._tell({"type": "forked"})
+        self._oom_kills = 0
+        descriptors = [fds.steal(index) for index in range(len(fds) - 1)]
+        self._mark("shim")
+        try:
+            if launch["log"]["driver"] == "json-file":
+                self._log = LogFile(launch["log"], self._work_off)
+            namespace = launch["namespaces"]["pid"]
+            # Of the children to come, execs among them: so that each is one fork.
+            if namespace["mode"] == "new":
+                syscalls.unshare(syscalls.CLONE_NEWPID)
+            elif namespace["mode"] == "fd":
+                syscalls.setns(descriptors[namespace.get("fd", -1)], syscalls.CLONE_NEWPID)
+            stdio = Stdio(
+                self._loop,
+                closes_stdin=launch["stdin_once"],
+                log=self._log,
+                detached=lambda: self._tell({"type": "detached", "exec_id": None}),
+                changed=lambda: self._advance(self._init),
+            )
+            child = self._fork(
+                None,
+                stdio,
+                tty=launch["process"]["tty"],
+                stdin=launch["open_stdin"],
+                output=True,
+                body=lambda ends, report: container.become_init(launch, descriptors, ends, report),
+            )
+        except Exception as error:
+            self._fail(*told(describe(error, "shim"), of_exec=False))
+            raise SystemExit(0) from error
+        self._mark("fork")
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(protocol.EXIT_NAME, dir_fd=self._state)
+            cgroup.create(launch["cgroup"])
+            self._oom_kills = cgroup.oom_kills(launch["cgroup"])
+            cgroup.join(launch["cgroup"]["joins"], child.pid)
+            assert child.report is not None
+            child.report.send(b"joined")
+            self._mark("cgroups")
+            self._listen()
+        except Exception as error:
+            child.failure = told(describe(error, "shim"), of_exec=False)
+            os.kill(child.pid, signal.SIGKILL)
+        child.clients = [
+            (attach, socket.socket(fileno=os.dup(descriptors[attach["fd"]]))) for attach in launch["attaches"]
+        ]
+        for wait in launch["waits"]:
+            self._add_wait(wait, socket.socket(fileno=os.dup(descriptors[wait["fd"]])))
+        for fd in descriptors:
+            os.close(fd)
+        if self._engine is not None:
+            self._connect(self._engine)
+        return child
+
+    def _mark(self, phase: str) -> None:
+        now = time.monotonic_ns()
+        self._phases[phase] = (now - self._received_ns) // 1000
+        self._received_ns = now
+
+    def _fork(
+        self,
+        exec_id: str | None,
+        stdio: Stdio,
+        *,
+        tty: bool,
+        stdin: bool,
+        output: bool,
+        body: Callable[[container.Ends, container.Report], NoReturn],
+    ) -> Child:
+        """Fork a child with pipes (a terminal it makes itself). It runs ``body``, which never returns."""
+        ours, theirs = [-1, -1, -1], [-1, -1, -1]
+        if not tty:
+            if stdin:
+                theirs[0], ours[0] = os.pipe()
+            if output:
+                for stream in (1, 2):
+                    ours[stream], theirs[stream] = os.pipe()
+        mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if not pid:
+            try:
+                mine.close()
+                body(container.Ends(*theirs), container.Report(its, of_exec=exec_id is not None))
+            finally:
+                os._exit(1)
+        its.close()
+        for fd in theirs:
+            if fd >= 0:
+                os.close(fd)
+        if not tty:
+            stdio.use_pipes(*ours)
+        child = Child(exec_id, pid, mine, stdio)
+        mine.setblocking(False)
+        self._loop.watch(mine.fileno(), IN, lambda _: self._on_report(child))
+        self._loop.watch(child.pidfd, IN, lambda _: self._on_end(child))
+        return child
+
+    def _on_report(self, child: Child) -> None:
+        """Read what the child says, until it executes its program (the socket closes) or fails."""
+        while child.report is not None:
+            try:
+                received = protocol.receive(child.report)
+            except BlockingIOError:
+                return
+            if received is None:
+                self._loop.forget(child.report.fileno())
+                child.report.close()
+                child.report = None
+                if child.phases is not None and child.failure is None:
+                    self._on_started(child)
+                return
+            message, fds = received
+            if message["type"] == "ready":
+                child.phases = message["phases"]
+                if len(fds):
+                    child.stdio.use_terminal(fds.steal(0))
+            elif child.failure is None:
+                child.failure = (message["text"], message["exit_code"])
+            fds.close()
+
+    def _on_started(self, child: Child) -> None:
+        child.started_ns = time.time_ns()
+        for attach, sock in child.clients:
+            _attach(child.stdio, attach, sock)
+        child.clients.clear()
+        if child.exec_id is None:
+            self._phases.update({f"init {name}": us for name, us in (child.phases or {}).items()})
+            self._mark("started")
+            self._tell(self._describe())
+        else:
+            self._tell({"type": "exec_started", "exec_id": child.exec_id, "pid": child.pid})
+
+    # Ending
+
+    def _on_end(self, child: Child) -> None:
+        self._loop.forget(child.pidfd)
+        _, child.status = os.waitpid(child.pid, 0)
+        self._on_report(child)  # its last words may have come in the same turn
+        if child.started_ns == 0:
+            text, code = child.failure or told(
+                Failed("the process died while it was set up"), of_exec=child.exec_id is not None
+            )
+            self._on_failed(child, text, code)
+            return
+        if child.exec_id is None and self._launch["namespaces"]["pid"]["mode"] != "new":
+            cgroup.kill(self._launch["cgroup"])
+        if not child.stdio.process_ended():
+            grace_s = TERMINAL_GRACE_S if child.stdio.is_terminal else PIPE_GRACE_S
+            self._loop.later(grace_s, child.stdio.close_outputs)
+        self._advance(child)
+
+    def _advance(self, child: Child) -> None:
+        """The process has ended and all its output has come: say how it ended."""
+        if child.status is None or child.exit is not None or child.stdio.open or child.started_ns == 0:
+            return
+        code = os.waitstatus_to_exitcode(child.status)
+        child.exit = Exit(code=code if code >= 0 else 128 - code, exited_ns=time.time_ns(), oom_killed=False)
+        if child.exec_id is not None:
+            self._tell({"type": "exec_exited", "exec_id": child.exec_id, "exit": child.exit})
+            if self._engine is None:
+                self._release_exec(child.exec_id)
+            return
+        child.exit["oom_killed"] = cgroup.oom_kills(self._launch["cgroup"]) > self._oom_kills
+        child.stdio.finish()
+        self._remove_cgroups(REMOVAL_RETRIES)
+        self._write_exit(child.exit)
+        self._tell({"type": "exited", "exit": child.exit})
+        self._answer_waits()
+
+    def _on_failed(self, child: Child, text: str, code: int) -> None:
+        if child.exec_id is None:
+            self._remove_cgroups(REMOVAL_RETRIES)
+            self._write_exit(Exit(code=code, exited_ns=time.time_ns(), oom_killed=False, error=text))
+            self._fail(text, code)
+            return
+        for attach, sock in child.clients:
+            _attach(child.stdio, attach, sock)
+        child.clients.clear()
+        child.stdio.say(text + "\r\n")
+        child.exit = Exit(code=code, exited_ns=time.time_ns(), oom_killed=False, error=text)
+        child.stdio.process_ended()
+        child.stdio.close_outputs()
+        self._tell({"type": "exec_failed", "exec_id": child.exec_id, "text": text, "exit_code": code})
+        if self._engine is None:
+            self._release_exec(child.exec_id)
+
+    def _fail(self, text: str, code: int) -> None:
+        """The container did not start. Its clients' sockets are left as they are: the engine still has them."""
+        self._tell({"type": "failed", "text": text, "exit_code": code})
+        self._over = True
+
+    def _remove_cgroups(self, retries: int) -> None:
+        """A cgroup is busy for a moment after its last process has died; what is left then, the engine sweeps."""
+        if not cgroup.remove(self._launch["cgroup"]) and retries and not self._recorded:
+            if self._over:
+                time.sleep(0.005)
+                self._remove_cgroups(retries - 1)
+            else:
+                self._loop.later(0.005, lambda: self._remove_cgroups(retries - 1))
+
+    def _write_exit(self, exit_: Exit) -> None:
+        """Appears whole or not at all. Not synced: the directory does not outlive the machine either."""
+        staged = protocol.EXIT_NAME + ".tmp"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        with contextlib.suppress(OSError):
+            with open(os.open(staged, flags, 0o600, dir_fd=self._state), "w") as file:
+                json.dump(exit_, file)
+            os.rename(staged, protocol.EXIT_NAME, src_dir_fd=self._state, dst_dir_fd=self._state)
+
+    # Waiters
+
+    def _add_wait(self, wait: Wait, sock: socket.socket) -> None:
+        entry = (wait, sock)
+        self._waits.append(entry)
+        self._loop.watch(sock.fileno(), 0, lambda events: self._drop_wait(entry) if events & HUP else None)
+
+    def _drop_wait(self, entry: tuple[Wait, socket.socket]) -> None:
+        self._waits.remove(entry)
+        self._loop.forget(entry[1].fileno())
+        entry[1].close()
+
+    def _answer_waits(self) -> None:
+        """An exit is told when the engine knows it, so that what the client asks next agrees; or there is none."""
+        if self._init.exit is None:
+            return
+        for entry in list(self._waits):
+            wait, sock = entry
+            if self._removed or (wait["condition"] == "exit" and (self._recorded or self._engine is None)):
+                sock.setblocking(False)
+                with contextlib.suppress(OSError):
+                    sock.send(_wait_body(self._init.exit), socket.MSG_NOSIGNAL)
+                    sock.shutdown(socket.SHUT_WR)
+                self._drop_wait(entry)
+
+    # The engine
+
+    def _listen(self) -> None:
+        directory, name = self._launch["state_dir"], protocol.SOCKET_NAME
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self._state)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        path = f"{directory}/{name}"
+        listener.bind(path if len(path) <= _SUN_PATH_BYTES else f"/proc/self/fd/{self._state}/{name}")
+        listener.listen()
+        listener.setblocking(False)
+        info = os.stat(name, dir_fd=self._state)
+        self._socket_identity = (info.st_dev, info.st_ino)
+        self._listener = listener
+        self._loop.watch(listener.fileno(), IN, lambda _: self._accept())
+        self._mark("listen")
+
+    def _unlisten(self) -> None:
+        """Remove the socket, unless the container's next start has put its own there."""
+        if self._listener is not None:
+            with contextlib.suppress(OSError):
+                info = os.stat(protocol.SOCKET_NAME, dir_fd=self._state)
+                if (info.st_dev, info.st_ino) == self._socket_identity:
+                    os.unlink(protocol.SOCKET_NAME, dir_fd=self._state)
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:
+            return
+        self._engine = sock
+        self._connect(sock)
+        if self._init.started_ns:
+            self._tell(self._describe())
+
+    def _connect(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._connections.add(sock)
+        self._loop.watch(sock.fileno(), IN, lambda _: self._on_message(sock))
+
+    def _disconnect(self, sock: socket.socket) -> None:
+        self._connections.discard(sock)
+        self._loop.forget(sock.fileno())
+        sock.close()
+        if sock is self._engine:
+            self._engine = None
+            for exec_id, child in list(self._execs.items()):
+                if child.exit is not None:
+                    self._release_exec(exec_id)
+            self._answer_waits()
+
+    def _tell(self, message: Message) -> None:
+        """Send to the engine, if there is one. One that does not read is as good as gone: the next is told all."""
+        if self._engine is not None:
+            engine = self._engine
+            try:
+                protocol.send(engine, message)
+            except OSError:
+                self._engine = None
+                if engine in self._connections:
+                    self._loop.later(0, lambda: self._disconnect(engine) if engine in self._connections else None)
+
+    def _describe(self) -> Message:
+        return {
+            "type": "state",
+            "id": self._launch["id"],
+            "pid": self._init.pid,
+            "started_ns": self._init.started_ns,
+            "phases": self._phases,
+            "exit": self._init.exit,
+            "execs": [
+                {"exec_id": exec_id, "pid": child.pid, "exit": child.exit} for exec_id, child in self._execs.items()
+            ],
+        }
+
+    def _on_message(self, sock: socket.socket) -> None:
+        try:
+            received = protocol.receive(sock)
+        except BlockingIOError:
+            return
+        except (OSError, ValueError, KeyError, IndexError):
+            received = None  # nobody that we know talks like that
+        if received is None:
+            self._disconnect(sock)
+            return
+        message, fds = received
+        with fds:
+            getattr(self, "_do_" + message["type"], self._do_nothing)(message, fds)
+
+    def _do_nothing(self, message: Message, fds: FdSet) -> None:
+        """A message of a later version."""
+
+    def _do_signal(self, message: Message, _: FdSet) -> None:
+        if self._init.status is None:
+            with contextlib.suppress(OSError):
+                syscalls.pidfd_send_signal(self._init.pidfd, message["number"])
+
+    def _do_cancel(self, _: Message, __: FdSet) -> None:
+        """The engine has given up the start: what has been done is undone, and nobody will ask for the exit."""
+        self._recorded = True
+        if self._init.status is None:
+            os.kill(self._init.pid, signal.SIGKILL)
+
+    def _do_resize(self, message: Message, _: FdSet) -> None:
+        child = self._init if message["exec_id"] is None else self._execs.get(message["exec_id"])
+        if child is not None:
+            child.stdio.resize(message["height"], message["width"])
+
+    def _do_attach(self, message: Message, fds: FdSet) -> None:
+        attach = cast(Attach, message["attach"])
+        client = (attach, socket.socket(fileno=fds.steal(attach["fd"])))
+        if self._init.started_ns:
+            _attach(self._init.stdio, *client)
+        else:
+            self._init.clients.append(client)
+
+    def _do_wait(self, message: Message, fds: FdSet) -> None:
+        wait = cast(Wait, message["wait"])
+        self._add_wait(wait, socket.socket(fileno=fds.steal(wait["fd"])))
+        self._answer_waits()
+
+    def _do_removed(self, _: Message, __: FdSet) -> None:
+        self._removed = True
+        self._answer_waits()
+
+    def _do_release(self, _: Message, __: FdSet) -> None:
+        if self._init.exit is not None:
+            self._recorded = True
+            for exec_id, child in list(self._execs.items()):
+                if child.exit is not None:
+                    self._release_exec(exec_id)
+            self._answer_waits()
+
+    # Execs
+
+    def _do_exec(self, message: Message, fds: FdSet) -> None:
+        spec = cast(Exec, message["exec"])
+        exec_id = spec["exec_id"]
+        attach = spec.get("attach")
+        client = None if attach is None else (attach, socket.socket(fileno=fds.steal(attach["fd"])))
+        stdio = Stdio(
+            self._loop,
+            closes_stdin=True,
+            log=None,
+            detached=lambda: self._tell({"type": "detached", "exec_id": exec_id}),
+            changed=lambda: self._exec_changed(exec_id),
+        )
+        try:
+            child = self._fork(
+                exec_id,
+                stdio,
+                tty=spec["process"]["tty"],
+                stdin=attach is not None and attach["stdin"],
+                output=attach is not None,
+                body=lambda ends, report: container.enter(spec, self._init.pidfd, ends, report),
+            )
+        except OSError as error:  # no more processes, or the pid namespace has lost its init
+            text, code = told(describe(error, "fork"), of_exec=True)
+            self._tell({"type": "exec_failed", "exec_id": exec_id, "text": text, "exit_code": code})
+            if client is not None:
+                _attach(stdio, *client)
+                stdio.say(text + "\r\n")
+                stdio.finish()
+            return
+        if client is not None:
+            child.clients.append(client)
+        self._execs[exec_id] = child
+
+    def _exec_changed(self, exec_id: str) -> None:
+        child = self._execs.get(exec_id)
+        if child is not None:
+            self._advance(child)
+            if child.released and not child.stdio.attended:
+                self._forget_exec(exec_id)
+
+    def _do_exec_release(self, message: Message, _: FdSet) -> None:
+        self._release_exec(message["exec_id"])
+
+    def _release_exec(self, exec_id: str) -> None:
+        """The engine knows how the exec ended: now its client may, and may ask."""
+        child = self._execs.get(exec_id)
+        if child is not None and child.exit is not None:
+            child.released = True
+            child.stdio.finish()
+            if not child.stdio.attended:
+                self._forget_exec(exec_id)
+
+    def _forget_exec(self, exec_id: str) -> None:
+        child = self._execs.pop(exec_id, None)
+        if child is not None:
+            os.close(child.pidfd)
+
+    # Background work
+
+    def _work_off(self, work: Iterator[None]) -> None:
+        self._backlog.append(work)
+        self._loop.idle = self._work
+
+    def _work(self) -> bool:
+        """One slice of it. The loop calls again, between events, while there is more."""
+        if self._backlog and next(self._backlog[0], False) is False:
+            self._backlog.pop(0)
+        return bool(self._backlog)
+
+
+def _attach(stdio: Stdio, attach: Attach, sock: socket.socket) -> None:
+    stdio.attach(
+        sock,
+        stdin=attach["stdin"],
+        stdout=attach["stdout"],
+        stderr=attach["stderr"],
+        keys=bytes(attach.get("detach_keys", ())),
+        head=base64.b64decode(attach.get("head", "")),
+    )
+
+
+def _wait_body(exit_: Exit) -> bytes:
+    """The rest of a chunked HTTP response whose head the engine has sent."""
+    document: dict[str, object] = {}
+    if "error" in exit_:
+        document["Error"] = {"Message": exit_["error"]}
+    document["StatusCode"] = exit_["code"]
+    line = protocol.encode(document) + b"\n"
+    return b"%x\r\n%s\r\n0\r\n\r\n" % (len(line), line)
+
+
+def _seqpacket(fd: int) -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd)
