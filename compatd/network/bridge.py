@@ -1,0 +1,228 @@
+"""The Linux bridge behind a network, and the veth pairs that tie containers to it.
+
+The daemon's current network namespace is where all this happens. Our end of a pair is called ``veth`` and eleven
+digits of the endpoint's id, and is a port of the bridge: what has such a name there and belongs to no live endpoint
+is left from a crash, and ``remove_strays`` takes it away.
+"""
+
+import contextlib
+import errno
+import ipaddress
+import os
+import time
+from collections.abc import Collection
+from pathlib import Path
+
+from compatd.errors import SystemFailure
+from compatd.linux.netlink import IFNAMSIZ, Address, Counters, Interface, RouteSocket
+from compatd.network import ipam, netns
+
+_PREFIX = "veth"
+_CARRIER_TIMEOUT_S = 0.2
+_SYSCTL = Path("/proc/sys/net")
+
+
+def veth_name(endpoint_id: str) -> str:
+    """The name of our end of an endpoint's pair. Its length tells it from the names other engines give."""
+    return _PREFIX + endpoint_id[: IFNAMSIZ - 1 - len(_PREFIX)]
+
+
+def ensure(name: str, gateway: Interface, *, mtu: int) -> None:
+    """Make or correct the bridge: up, with the gateway's address, the machine forwarding. ``SystemFailure`` if not."""
+    try:
+        with RouteSocket() as route:
+            link = route.link(name)
+            if link is None:
+                # With a MAC address of its own it does not change to that of each new lowest port.
+                route.add_bridge(name, mtu=mtu, mac=ipam.derive_mac(gateway.ip))
+                link = route.link(name)
+            if link is None or link.kind != "bridge":
+                raise SystemFailure(f"interface {name} exists and is not a bridge")
+            if link.mtu != mtu:
+                route.set_mtu(link.index, mtu)
+            if not link.up:
+                route.set_up(link.index)
+            if (link.index, gateway) not in route.addresses():
+                route.add_address(link.index, gateway)
+    except OSError as error:
+        raise SystemFailure(f"failed to set up bridge {name}: {error.strerror}") from error
+    _require("ipv4/ip_forward", "1", "containers could not reach the outside")
+    # Answers to what came from 127.0.0.1 come back through the bridge; nat refuses such addresses from containers.
+    _require(f"ipv4/conf/{name}/route_localnet", "1", "published ports could not be reached by 127.0.0.1")
+    with contextlib.suppress(OSError):
+        (_SYSCTL / f"ipv6/conf/{name}/accept_ra").write_text("0")
+
+
+def remove(name: str) -> None:
+    """Take a bridge away, if it is there."""
+    with RouteSocket() as route:
+        link = route.link(name)
+        if link is not None and link.kind == "bridge":
+            _delete(route, link.index)
+
+
+def attach(
+    namespace_fd: int,
+    *,
+    endpoint_id: str,
+    bridge: str,
+    interface: str,
+    address: Interface,
+    mac: str,
+    gateway: Address | None,
+    mtu: int,
+    published: bool = False,
+    isolated: bool = False,
+) -> None:
+    """Give a namespace an interface on the bridge, with address and default route (none if ``gateway`` is None).
+
+    ``published``: it has ports on the host. ``isolated``: it shall not reach others that are so on the bridge. When it returns, packets flow. ``SystemFailure`` otherwise, and nothing is left. 2 ms.
+    """
+    name = veth_name(endpoint_id)
+    try:
+        with RouteSocket() as route:
+            port = route.link(bridge)
+            if port is None:
+                raise SystemFailure(f"bridge {bridge} does not exist")
+            route.add_veth(
+                name, master=port.index, peer=interface, peer_namespace_fd=namespace_fd, peer_mac=mac, mtu=mtu
+            )
+            try:
+                if (published or isolated) and (ours := route.link(name)) is not None:
+                    # Where br_netfilter is loaded, the bridge itself turns a container's packets to its own
+                    # published port around, and only a port in hairpin mode takes them back.
+                    route.set_port(ours.index, hairpin=published, isolated=isolated)
+                netns.run(namespace_fd, lambda: _configure(interface, address, gateway))
+                _await_carrier(route, name)
+            except BaseException:
+                if (ours := route.link(name)) is not None:
+                    _delete(route, ours.index)
+                raise
+    except OSError as error:
+        raise SystemFailure(f"failed to connect to bridge {bridge}: {error.strerror}") from error
+
+
+def _configure(interface: str, address: Interface, gateway: Address | None) -> None:
+    """Inside the namespace: only the families that the network has, address, up, route."""
+    if address.version == 4:
+        # Else the kernel gives it a link-local address, and a neighbour's router advertisement could give it more.
+        with contextlib.suppress(OSError):
+            (_SYSCTL / f"ipv6/conf/{interface}/disable_ipv6").write_text("1")
+    # Announce the address when the interface comes up: it may have been another container's, with another MAC.
+    with contextlib.suppress(OSError):
+        (_SYSCTL / f"ipv4/conf/{interface}/arp_notify").write_text("1")
+    with RouteSocket() as route:
+        link = route.link(interface)
+        if link is None:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        route.configure(link.index, address, gateway)
+
+
+def _await_carrier(route: RouteSocket, name: str) -> None:
+    # The bridge forwards from a port once the kernel's link watch has run; nearly always it already has. A packet
+    # sent earlier would be lost, and a lost ARP request costs the container a second.
+    deadline = time.monotonic() + _CARRIER_TIMEOUT_S
+    while (link := route.link(name)) is not None and not link.running and time.monotonic() < deadline:
+        time.sleep(0.0005)
+
+
+def detach(endpoint_id: str) -> None:
+    """Take an endpoint's pair away, if it is there. 20 to 50 ms (the kernel waits for RCU): off any reply's path."""
+    with RouteSocket() as route:
+        link = route.link(veth_name(endpoint_id))
+        if link is not None:
+            _delete(route, link.index)
+
+
+def remove_strays(bridge: str, live_endpoint_ids: Collection[str]) -> list[str]:
+    """Take away pairs of ours on ``bridge`` that no live endpoint has. Their names are returned."""
+    live = {veth_name(endpoint_id) for endpoint_id in live_endpoint_ids}
+    removed: list[str] = []
+    with RouteSocket() as route:
+        master = route.link(bridge)
+        if master is None:
+            return removed
+        for link in route.links():
+            ours = link.kind == "veth" and link.master == master.index and _is_ours(link.name)
+            if ours and link.name not in live:
+                _delete(route, link.index)
+                removed.append(link.name)
+    return removed
+
+
+def counters(endpoint_id: str) -> Counters | None:
+    """What the container has received and sent, read from our end; None if it has gone. 0.1 ms."""
+    with RouteSocket() as route:
+        link = route.link(veth_name(endpoint_id))
+    if link is None:
+        return None
+    ours = link.counters
+    return Counters(
+        rx_bytes=ours.tx_bytes,
+        rx_packets=ours.tx_packets,
+        rx_errors=ours.tx_errors,
+        rx_dropped=ours.tx_dropped,
+        tx_bytes=ours.rx_bytes,
+        tx_packets=ours.rx_packets,
+        tx_errors=ours.rx_errors,
+        tx_dropped=ours.rx_dropped,
+    )
+
+
+def bridge_address(name: str) -> ipaddress.IPv4Interface | None:
+    """The first IPv4 address that the bridge ``name`` has now."""
+    with RouteSocket() as route:
+        link = route.link(name)
+        if link is None:
+            return None
+        for index, address in route.addresses():
+            if index == link.index and isinstance(address, ipaddress.IPv4Interface):
+                return address
+    return None
+
+
+def host_subnets(*, except_bridge: str) -> list[ipaddress.IPv4Network]:
+    """What this machine's routes lead to, the default route aside."""
+    with RouteSocket() as route:
+        link = route.link(except_bridge)
+        index = link.index if link is not None else -1
+        return [
+            item.destination
+            for item in route.routes()
+            if item.link_index != index
+            and isinstance(item.destination, ipaddress.IPv4Network)
+            and item.destination.prefixlen > 0
+        ]
+
+
+def uplink_mtu() -> int:
+    """The MTU of the link with the default route, at most 1500; 1500 if there is none.
+
+    Docker always takes 1500; where the machine's own link carries less (clouds, tunnels) its containers then depend
+    on somebody upstream reporting packets that do not fit.
+    """
+    with RouteSocket() as route:
+        outward = {item.link_index for item in route.routes() if item.destination.prefixlen == 0}
+        return min([1500, *(link.mtu for link in route.links() if link.index in outward)])
+
+
+def _is_ours(name: str) -> bool:
+    digits = name.removeprefix(_PREFIX)
+    return len(name) == IFNAMSIZ - 1 and digits != name and all(digit in "0123456789abcdef" for digit in digits)
+
+
+def _delete(route: RouteSocket, index: int) -> None:
+    try:
+        route.delete_link(index)
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+
+
+def _require(sysctl: str, value: str, otherwise: str) -> None:
+    path = _SYSCTL / sysctl
+    try:
+        if path.read_text().strip() != value:
+            path.write_text(value)
+    except OSError as error:
+        raise SystemFailure(f"cannot set net/{sysctl} to {value} ({error.strerror}): {otherwise}") from error

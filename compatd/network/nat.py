@@ -1,0 +1,280 @@
+"""The firewall of the bridges: masquerading, published ports, isolation; one nf_tables table of our own.
+
+    table ip compatd
+      map published      protocol . port             -> container address . port      bound to all addresses
+      map published_at   protocol . address . port   -> container address . port      bound to one address
+      direct        prerouting, raw     containers are reached through published ports only; 127/8 never from a bridge
+      inbound       prerouting, dstnat  published ports, from elsewhere and from containers
+      outbound      output, dstnat      published ports, from the machine itself, by 127.0.0.1 too
+      disguise      postrouting, srcnat masquerade what leaves a bridge, and what must come back the same way
+      between       forward, filter     who may speak to whom
+
+A published port that is reached by 127.0.0.1 leaves through the bridge with a loopback source, so it is masqueraded,
+and the bridge has ``route_localnet`` set; in return ``direct`` refuses loopback addresses from bridges and
+``inbound`` never translates packets to 127/8 that came from a wire (a port bound to 127.0.0.1 is the machine's own).
+No process stands in the way of the bytes, and rules outlive a killed daemon: published ports go on working.
+
+``desired`` is pure: state in, table out. ``Firewall`` applies it as one transaction, and where only ports changed
+just the difference (0.1 ms). Whatever was there under our name is replaced, so nothing leaks after a crash.
+
+An accepting rule of ours cannot undo a drop in a table of somebody else: on a machine where another program has set
+the policy of its forward chain to drop (iptables' FORWARD of another engine), traffic of our bridges ends there;
+``forward_warnings`` names such chains. Unlike Docker we do not set such a policy ourselves.
+"""
+
+import errno
+import ipaddress
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from compatd.errors import SystemFailure
+from compatd.network import nftables as nft
+from compatd.network.ports import PROTOCOL_NUMBERS, PortMapping
+
+TABLE = "compatd"
+_SOURCE, _DESTINATION = 12, 16  # offsets in struct iphdr
+_LOOPBACK = bytes((127,))
+# nftables' datatype numbers, combined six bits each.
+_INET_PROTO, _IPV4_ADDR, _INET_SERVICE = 12, 7, 13
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeRules:
+    """What the firewall must know of a bridge network."""
+
+    bridge: str
+    subnet: ipaddress.IPv4Network
+    masquerade: bool = True
+    icc: bool = True  # inter-container communication: may its containers speak to one another?
+    internal: bool = False  # no way out and none in
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """A port mapping and the container's address it leads to."""
+
+    mapping: PortMapping
+    address: ipaddress.IPv4Address
+
+
+def desired(bridges: Iterable[BridgeRules], published: Iterable[Published], *, table: str = TABLE) -> nft.Table:
+    """The whole table for this state. Mappings on IPv6 host addresses are no matter of this table."""
+    bridges = sorted(bridges, key=lambda bridge: bridge.bridge)
+    anywhere: set[tuple[bytes, bytes]] = set()
+    at: set[tuple[bytes, bytes]] = set()
+    for item in published:
+        host = ipaddress.ip_address(item.mapping.host_ip)
+        if host.version != 4:
+            continue
+        protocol = bytes((PROTOCOL_NUMBERS[item.mapping.protocol], 0, 0, 0))
+        port = struct.pack("!Hxx", item.mapping.host_port)
+        target = item.address.packed + struct.pack("!Hxx", item.mapping.container_port)
+        if host.is_unspecified:
+            anywhere.add((protocol + port, target))
+        else:
+            at.add((protocol + host.packed + port, target))
+    data_type = _IPV4_ADDR << 6 | _INET_SERVICE
+    maps = (
+        nft.Map(
+            name="published",
+            key_type=_INET_PROTO << 6 | _INET_SERVICE,
+            key_bytes=8,
+            data_type=data_type,
+            data_bytes=8,
+            elements=frozenset(anywhere),
+        ),
+        nft.Map(
+            name="published_at",
+            key_type=_INET_PROTO << 12 | _IPV4_ADDR << 6 | _INET_SERVICE,
+            key_bytes=12,
+            data_type=data_type,
+            data_bytes=8,
+            elements=frozenset(at),
+        ),
+    )
+    chains = (
+        nft.Chain(name="direct", type="filter", hook=nft.PREROUTING, priority=nft.PRIORITY_RAW, rules=_direct(bridges)),
+        nft.Chain(
+            name="inbound",
+            type="nat",
+            hook=nft.PREROUTING,
+            priority=nft.PRIORITY_DNAT,
+            rules=((*_loopback(_DESTINATION), nft.verdict(nft.ACCEPT)), *_TRANSLATIONS),
+        ),
+        nft.Chain(name="outbound", type="nat", hook=nft.OUTPUT, priority=nft.PRIORITY_DNAT, rules=_TRANSLATIONS),
+        nft.Chain(
+            name="disguise", type="nat", hook=nft.POSTROUTING, priority=nft.PRIORITY_SNAT, rules=_disguise(bridges)
+        ),
+        nft.Chain(
+            name="between", type="filter", hook=nft.FORWARD, priority=nft.PRIORITY_FILTER, rules=_between(bridges)
+        ),
+    )
+    return nft.Table(name=table, family=nft.IPV4, maps=maps, chains=chains)
+
+
+class Firewall:
+    """The table as last applied. Calls block for the kernel's transaction; the caller serialises them."""
+
+    def __init__(self, table: str = TABLE) -> None:
+        self._name = table
+        self._applied: nft.Table | None = None
+
+    def apply(self, bridges: Iterable[BridgeRules], published: Iterable[Published]) -> None:
+        """Make this state so, atomically. ``SystemFailure``: the kernel refused; the rules before still hold."""
+        table = desired(bridges, published, table=self._name)
+        messages = nft.change(self._applied, table) if self._applied is not None else None
+        try:
+            if messages is not None:
+                try:
+                    nft.apply(messages)
+                except OSError:  # somebody flushed or changed the table: make it anew
+                    messages = None
+            if messages is None:
+                nft.apply(nft.replacement(table))
+        except OSError as error:
+            raise SystemFailure(_refused(error)) from error
+        self._applied = table
+
+    def remove(self) -> None:
+        """Take the table away."""
+        try:
+            nft.apply(nft.removal(nft.IPV4, self._name))
+        except OSError as error:
+            raise SystemFailure(_refused(error)) from error
+        self._applied = None
+
+
+def probe() -> str | None:
+    """Why this machine cannot have published ports and outgoing traffic of bridges, or None if it can.
+
+    Tries in the calling thread's network namespace, and leaves nothing there.
+    """
+    bridge = BridgeRules(bridge="compatd-probe", subnet=ipaddress.IPv4Network("192.0.2.0/24"))
+    name = "compatd-probe"
+    try:
+        nft.apply([*nft.replacement(desired([bridge], [], table=name)), *nft.removal(nft.IPV4, name)[1:]])
+    except OSError as error:
+        return _refused(error)
+    return None
+
+
+def forward_warnings() -> list[str]:
+    """One sentence for each foreign chain that drops forwarded packets; empty when nf_tables is not there."""
+    try:
+        chains = nft.forward_droppers()
+    except OSError:
+        return []
+    return [
+        f"nftables chain '{chain}' drops forwarded packets by default: containers on bridge networks may not reach "
+        "the outside, nor be reached on published ports, unless it accepts them"
+        for chain in chains
+    ]
+
+
+def _refused(error: OSError) -> str:
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return "the firewall cannot be changed: CAP_NET_ADMIN is missing in this network namespace"
+    if error.errno in (errno.EPROTONOSUPPORT, errno.EOPNOTSUPP, errno.ENOENT, errno.EINVAL):
+        return (
+            f"the kernel lacks nf_tables with NAT ({error.strerror}): load the modules nf_tables, nft_chain_nat, "
+            "nft_masq, nft_ct, nft_fib_ipv4, or use --network host or none"
+        )
+    return f"the firewall could not be set up: {error.strerror}"
+
+
+_Rule = tuple[bytes, ...]
+
+
+def _in(name: str, operator: int = nft.EQ) -> _Rule:
+    return nft.meta(nft.META_IIFNAME), nft.compare(operator, nft.interface(name))
+
+
+def _out(name: str, operator: int = nft.EQ) -> _Rule:
+    return nft.meta(nft.META_OIFNAME), nft.compare(operator, nft.interface(name))
+
+
+def _within(subnet: ipaddress.IPv4Network, offset: int) -> _Rule:
+    return (
+        nft.network_header(offset, 4),
+        nft.mask(subnet.netmask.packed),
+        nft.compare(nft.EQ, subnet.network_address.packed),
+    )
+
+
+def _loopback(offset: int) -> _Rule:
+    return nft.network_header(offset, 1), nft.compare(nft.EQ, _LOOPBACK)
+
+
+def _flags(key: int, bits: int) -> _Rule:
+    packed = struct.pack("=I", bits)
+    return nft.ct(key), nft.mask(packed), nft.compare(nft.NE, bytes(4))
+
+
+_LOCAL: _Rule = (nft.fib_daddr_type(), nft.compare(nft.EQ, struct.pack("=I", nft.RTN_LOCAL)))
+_NOT_LOCAL: _Rule = (nft.fib_daddr_type(), nft.compare(nft.NE, struct.pack("=I", nft.RTN_LOCAL)))
+_TRANSLATED = _flags(nft.CT_STATUS, nft.STATUS_DNAT)
+_ACCEPT: _Rule = (nft.verdict(nft.ACCEPT),)
+_DROP: _Rule = (nft.verdict(nft.DROP),)
+
+# The destination port is at the same place for tcp, udp and sctp.
+_TRANSLATIONS: tuple[_Rule, ...] = (
+    (
+        *_LOCAL,
+        nft.meta(nft.META_L4PROTO),
+        nft.network_header(_DESTINATION, 4, nft.REG32_01),
+        nft.transport_header(2, 2, nft.REG32_02),
+        nft.lookup("published_at", nft.REG, nft.REG),
+        nft.dnat(nft.IPV4, nft.REG, nft.REG32_01),
+    ),
+    (
+        *_LOCAL,
+        nft.meta(nft.META_L4PROTO),
+        nft.transport_header(2, 2, nft.REG32_01),
+        nft.lookup("published", nft.REG, nft.REG),
+        nft.dnat(nft.IPV4, nft.REG, nft.REG32_01),
+    ),
+)
+
+
+def _direct(bridges: list[BridgeRules]) -> tuple[_Rule, ...]:
+    rules: list[_Rule] = []
+    for bridge in bridges:
+        rules += [
+            (*_in(bridge.bridge), *_loopback(_DESTINATION), *_DROP),
+            (*_in(bridge.bridge), *_loopback(_SOURCE), *_DROP),
+            # The gateway's own address is the machine's, and stays reachable from other networks.
+            (*_within(bridge.subnet, _DESTINATION), *_in(bridge.bridge, nft.NE), *_NOT_LOCAL, *_DROP),
+        ]
+    return tuple(rules)
+
+
+def _disguise(bridges: list[BridgeRules]) -> tuple[_Rule, ...]:
+    rules: list[_Rule] = []
+    for bridge in bridges:
+        if bridge.internal:
+            continue
+        if bridge.masquerade:
+            rules.append((*_within(bridge.subnet, _SOURCE), *_out(bridge.bridge, nft.NE), nft.masquerade()))
+        # The answer must pass this machine to be translated back: from 127.0.0.1, and from the same bridge.
+        rules += [
+            (*_out(bridge.bridge), *_loopback(_SOURCE), nft.masquerade()),
+            (*_out(bridge.bridge), *_within(bridge.subnet, _SOURCE), *_TRANSLATED, nft.masquerade()),
+        ]
+    return tuple(rules)
+
+
+def _between(bridges: list[BridgeRules]) -> tuple[_Rule, ...]:
+    rules: list[_Rule] = []
+    for bridge in bridges:
+        if bridge.internal:
+            rules += [
+                (*_in(bridge.bridge), *_out(bridge.bridge, nft.NE), *_DROP),
+                (*_out(bridge.bridge), *_in(bridge.bridge, nft.NE), *_DROP),
+            ]
+    rules.append((*_flags(nft.CT_STATE, nft.STATE_ESTABLISHED | nft.STATE_RELATED), *_ACCEPT))
+    for bridge in bridges:
+        if bridge.icc:
+            rules.append((*_in(bridge.bridge), *_out(bridge.bridge), *_ACCEPT))
+        rules += [(*_out(bridge.bridge), *_TRANSLATED, *_ACCEPT), (*_out(bridge.bridge), *_DROP)]
+    return tuple(rules)
