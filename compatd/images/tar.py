@@ -100,14 +100,14 @@ def components(name: bytes) -> list[bytes]:
             continue
         if part == b"..":
             if not parts:
-                raise BadArchive(f"{_show(name)} is outside of the archive's root")
+                raise BadArchive(f"invalid entry name {_show(name)}")
             parts.pop()
             continue
         if len(part) > MAX_NAME_BYTES:
             raise BadArchive(f"{_show(name)}: file name too long")
         parts.append(part)
     if b"\0" in name:
-        raise BadArchive(f"{_show(name)}: invalid file name")
+        raise BadArchive(f"invalid entry name {_show(name)}")
     return parts
 
 
