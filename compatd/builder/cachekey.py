@@ -23,8 +23,8 @@ def step_key(parent: str, config: RunConfig, command: Sequence[str]) -> str:
     return hashlib.sha256(encode((_VERSION, parent, tuple(command), config))).hexdigest()
 
 
-def file_digest(parts: Parts, inode: Inode) -> str:
-    """The digest of one file at its path in the tree, without a prefix."""
+def file_digest(parts: Parts, inode: Inode, content: Iterable[bytes]) -> str:
+    """The digest of one file with its path in the tree and its content, without a prefix."""
     name = b"/".join(parts) + (b"/" if inode.is_directory else b"")
     header = b"name%bmode%duid%dgid%dsize%dtypeflag%blinkname%bunamegnamedevmajor%ddevminor%d" % (
         name,
@@ -40,9 +40,8 @@ def file_digest(parts: Parts, inode: Inode) -> str:
     digest = hashlib.sha256(header)
     for key in sorted(inode.xattrs):
         digest.update(key + inode.xattrs[key])
-    if inode.content is not None and inode.size:
-        for chunk in inode.content.chunks():
-            digest.update(chunk)
+    for chunk in content:
+        digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -1,0 +1,218 @@
+"""What COPY and ADD copy: sources found in a tree, told apart by their digests, placed into a layer.
+
+All of it blocks. Errors have Docker's words without the instruction's prefix.
+"""
+
+import io
+import os
+import posixpath
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from email.message import Message
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import BinaryIO, cast
+from urllib.parse import unquote, urlsplit
+
+from compatd.builder import compression
+from compatd.builder.cachekey import directory_digest, file_digest, source_digest
+from compatd.builder.layer import Layer, Owner
+from compatd.builder.ports import Fetched, Tar
+from compatd.builder.trees import (
+    FileRange,
+    Inode,
+    Kind,
+    Parts,
+    Tree,
+    has_wildcards,
+    match,
+    resolve,
+    split,
+    walk,
+)
+from compatd.errors import InvalidParameter, SystemFailure
+
+_UNNAMED = b"__unnamed__"
+_ARCHIVE_HEAD_BYTES = 1 << 17
+
+Check = Callable[[], None]
+"""Raises if the build was cancelled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One thing to copy: a file, or a directory of ``tree`` whose content is meant.
+
+    ``name`` is what a file is called in a destination that is a directory. ``plain``: never unpacked.
+    """
+
+    tree: Tree | None
+    parts: Parts
+    inode: Inode
+    name: bytes
+    digest: str
+    plain: bool = False
+
+
+def is_url(source: str) -> bool:
+    """Whether a source is downloaded."""
+    return source.startswith(("http://", "https://"))
+
+
+def inside(path: str) -> Parts:
+    """A path of a request or Dockerfile in the context. ``SystemFailure`` if it leads out of it."""
+    cleaned = posixpath.normpath("./" + path.lstrip("/") if path.startswith("/") else path)
+    if cleaned == ".." or cleaned.startswith("../"):
+        raise SystemFailure(f"forbidden path outside the build context: {path} ()")
+    return split(os.fsencode(cleaned))
+
+
+def find_sources(tree: Tree, source: str, *, from_context: bool, check: Check) -> list[Source]:
+    """What a source word means in a tree: one thing, or all that a pattern matches."""
+    path = source.removeprefix("/").removeprefix("./")
+    if not has_wildcards(path):
+        return [_find(tree, path, from_context=from_context, check=check)]
+    paths = (os.fsdecode(b"/".join(parts)) for parts in match(tree, path))
+    return [_find(tree, path, from_context=from_context, check=check) for path in paths]
+
+
+def _find(tree: Tree, path: str, *, from_context: bool, check: Check) -> Source:
+    parts = resolve(tree.lookup, inside(path))
+    inode = tree.lookup(parts)
+    if inode is None or inode.kind is Kind.SYMLINK:
+        where = "file not found in build context or excluded by .dockerignore: " if from_context else ""
+        raise SystemFailure(f"{where}stat {path}: file does not exist")
+    name = os.fsencode(posixpath.basename(posixpath.normpath(path)))
+    if inode.is_directory:
+        digest = directory_digest(_digests(tree, parts, inode, check))
+    else:
+        digest = source_digest(_digest(parts, inode, check))
+    return Source(tree=tree, parts=parts, inode=inode, name=name, digest=digest)
+
+
+def _digests(tree: Tree, parts: Parts, inode: Inode, check: Check) -> Iterator[str]:
+    if parts:
+        yield _digest(parts, inode, check)
+    for path, below in walk(tree, parts):
+        yield _digest(path, below, check)
+
+
+def _digest(parts: Parts, inode: Inode, check: Check) -> str:
+    check()
+    return file_digest(parts, inode, _checked(inode, check))
+
+
+def _checked(inode: Inode, check: Check) -> Iterator[bytes]:
+    if inode.content is not None and inode.size:
+        for chunk in inode.content.chunks():
+            check()
+            yield chunk
+
+
+def downloaded(url: str, fetched: Fetched, fd: int, destination: str) -> Source:
+    """A download as a source; its file descriptor stays the caller's. ``SystemFailure`` if it has no name."""
+    name = _file_name(url, fetched.content_disposition)
+    if not name:
+        if destination.endswith("/"):
+            raise SystemFailure(f"cannot determine filename for source {url}")
+        name = _UNNAMED
+    size = os.fstat(fd).st_size
+    inode = Inode(
+        kind=Kind.FILE,
+        mode=0o600,
+        mtime_ns=_http_time_ns(fetched.last_modified),
+        size=size,
+        content=FileRange(fd, 0, size),
+    )
+    digest = file_digest((name,), inode, inode.content.chunks() if inode.content is not None else ())
+    return Source(tree=None, parts=(name,), inode=inode, name=name, digest=digest, plain=True)
+
+
+def _file_name(url: str, content_disposition: str) -> bytes:
+    path = unquote(urlsplit(url).path)
+    if not path or path.endswith("/"):
+        message = Message()
+        message["Content-Disposition"] = content_disposition
+        path = message.get_filename("") if content_disposition else ""
+    name = b"" if path.endswith("/") else os.fsencode(posixpath.basename(path))
+    return b"" if name in (b".", b"..") or b"\0" in name or len(name) > 255 else name
+
+
+def _http_time_ns(text: str) -> int:
+    try:
+        return int(parsedate_to_datetime(text).timestamp()) * 10**9 if text else 0
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return 0
+
+
+def open_unnamed(directory: Path) -> int:
+    """A file without a name in a directory of ours, so that nothing stays whatever happens; the caller owns it."""
+    try:
+        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError:  # not every file system can
+        fd, path = tempfile.mkstemp(dir=directory)
+        os.unlink(path)
+        return fd
+
+
+class Placer:
+    """Puts sources into a layer. Owns the files it needs for that until ``close``."""
+
+    def __init__(self, layer: Layer, tar: Tar, workspace: Path) -> None:
+        self._layer = layer
+        self._tar = tar
+        self._workspace = workspace
+        self._fds: list[int] = []
+
+    def close(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
+
+    def place(self, source: Source, destination: bytes, owner: Owner | None, *, unpack: bool) -> None:
+        """Copy one source, or unpack it if ``unpack`` is set and it is an archive. ``SystemFailure`` if it cannot go
+        there, ``InvalidParameter`` for a bad archive."""
+        if source.inode.is_directory:
+            if source.tree is None:
+                raise AssertionError(source)
+            self._layer.copy_directory(source.tree, source.parts, destination, owner)
+        elif unpack and not source.plain and self._is_archive(source.inode):
+            self._unpack(source.inode, destination)
+        else:
+            self._layer.copy_file(source.inode, source.name, destination, owner)
+
+    def _is_archive(self, inode: Inode) -> bool:
+        content = inode.content
+        if not isinstance(content, FileRange) or content.segments is not None:
+            return False
+        head = compression.read_head(_section(content), _ARCHIVE_HEAD_BYTES)
+        try:
+            return next(self._tar.read(cast("BinaryIO", io.BytesIO(head))), None) is not None
+        except InvalidParameter:
+            return False
+
+    def _unpack(self, inode: Inode, destination: bytes) -> None:
+        content = inode.content
+        if not isinstance(content, FileRange):
+            raise AssertionError(inode)
+        file = _section(content)
+        fd, base = content.fd, content.offset
+        if compression.is_compressed(file.read(16)):
+            fd, base = open_unnamed(self._workspace), 0
+            self._fds.append(fd)
+            file.seek(0)
+            compression.decompress(file, fd)
+            file = open_section(fd)
+        file.seek(0)
+        entries = ((entry, base + offset) for entry, offset in self._tar.read(file))
+        self._layer.unpack(entries, fd, destination)
+
+
+def _section(content: FileRange) -> BinaryIO:
+    return cast("BinaryIO", compression.Section(content.fd, content.offset, content.size))
+
+
+def open_section(fd: int) -> BinaryIO:
+    """A file of ours, read by position: the descriptor stays the caller's, and so does its own position."""
+    return cast("BinaryIO", compression.Section(fd, 0, os.fstat(fd).st_size))
