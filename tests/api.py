@@ -48,6 +48,7 @@ class Api:
         method: str,
         path: str,
         body: Any = None,
+        /,
         *,
         headers: dict[str, str] | None = None,
         timeout_s: float = 60,
@@ -64,7 +65,7 @@ class Api:
         finally:
             connection.close()
 
-    def target(self, path: str, **query: Any) -> str:
+    def target(self, path: str, /, **query: Any) -> str:
         words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in query.items()}
         return (
             (f"/{self.version}" if self.version else "")
@@ -72,11 +73,11 @@ class Api:
             + (f"?{urlencode(words, quote_via=quote)}" if words else "")
         )
 
-    def get(self, path: str, **query: Any) -> Reply:
+    def get(self, path: str, /, **query: Any) -> Reply:
         return self.call("GET", path, **query)
 
-    def post(self, path: str, body: Any = None, **query: Any) -> Reply:
+    def post(self, path: str, body: Any = None, /, **query: Any) -> Reply:
         return self.call("POST", path, body, **query)
 
-    def delete(self, path: str, **query: Any) -> Reply:
+    def delete(self, path: str, /, **query: Any) -> Reply:
         return self.call("DELETE", path, **query)

@@ -30,6 +30,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if foreign and not item.get_closest_marker("parity"):
             item.add_marker(pytest.mark.skip(reason="not a parity test (--engine)"))
+        elif foreign and (own := item.get_closest_marker("own")):
+            item.add_marker(pytest.mark.skip(reason=f"not a parity test: {own.args[0]}"))
         elif not foreign and item.get_closest_marker("root") and os.geteuid() != 0 and not IN_CI:
             item.add_marker(pytest.mark.skip(reason="needs root"))
 
