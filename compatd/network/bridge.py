@@ -76,7 +76,8 @@ def attach(
 ) -> None:
     """Give a namespace an interface on the bridge, with address and default route (none if ``gateway`` is None).
 
-    ``published``: it has ports on the host. ``isolated``: it shall not reach others that are so on the bridge. When it returns, packets flow. ``SystemFailure`` otherwise, and nothing is left. 2 ms.
+    ``published``: it has ports on the host. ``isolated``: it shall not reach others on the bridge that are so too.
+    When it returns, packets flow. ``SystemFailure`` otherwise, and nothing is left. 2 ms.
     """
     name = veth_name(endpoint_id)
     try:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from compatd.errors import InvalidParameter, NotFound, SystemFailure
+from compatd.errors import InvalidParameter, NotFound, SystemFailure, Unsupported
 from compatd.linux.netlink import Address, Counters, IPNetwork
 from compatd.network import bridge, ipam, nat
 from compatd.network.ports import PortMapping, PortRequest, PortReservations
@@ -241,6 +241,7 @@ class BridgeDriver:
                 except SystemFailure:
                     del state.endpoints[endpoint.id]
                     raise
+            nat.forget_udp_flows(mappings)
             undo.pop_all()
             return endpoint
 
@@ -255,6 +256,8 @@ class BridgeDriver:
             if known is not None and known.ports:
                 self._ports.release(known.ports)
                 self._apply_firewall()
+        if known is not None:
+            nat.forget_udp_flows(known.ports)
         try:
             bridge.detach(endpoint.id)
         finally:
@@ -294,6 +297,9 @@ class BridgeDriver:
             state.used.discard(address)
 
     def _reserve(self, request: ConnectRequest, address: str) -> list[PortMapping]:
+        for wanted in request.ports:
+            if ":" in wanted.host_ip:
+                raise Unsupported(f"publishing on an IPv6 address is not supported: [{wanted.host_ip}]")
         try:
             return self._ports.reserve(request.ports, container_ip=address)
         except SystemFailure as error:

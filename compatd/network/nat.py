@@ -22,6 +22,7 @@ the policy of its forward chain to drop (iptables' FORWARD of another engine), t
 ``forward_warnings`` names such chains. Unlike Docker we do not set such a policy ourselves.
 """
 
+import contextlib
 import errno
 import ipaddress
 import struct
@@ -35,6 +36,7 @@ from compatd.network.ports import PROTOCOL_NUMBERS, PortMapping
 TABLE = "compatd"
 _SOURCE, _DESTINATION = 12, 16  # offsets in struct iphdr
 _LOOPBACK = bytes((127,))
+_MAX_FORGOTTEN = 32
 # nftables' datatype numbers, combined six bits each.
 _INET_PROTO, _IPV4_ADDR, _INET_SERVICE = 12, 7, 13
 
@@ -143,6 +145,19 @@ class Firewall:
         except OSError as error:
             raise SystemFailure(_refused(error)) from error
         self._applied = None
+
+
+def forget_udp_flows(mappings: Iterable[PortMapping]) -> None:
+    """Make connection tracking forget UDP traffic to these published ports.
+
+    UDP has no end: a client that goes on sending keeps the translation (or the lack of one) that its first packet
+    met, for as long as it sends. Best effort: kernels before 5.8 cannot select, and each port costs a walk over the
+    table, so of a large range nothing is forgotten.
+    """
+    ports = {mapping.host_port for mapping in mappings if mapping.protocol == "udp" and ":" not in mapping.host_ip}
+    if 0 < len(ports) <= _MAX_FORGOTTEN:
+        with contextlib.suppress(OSError):
+            nft.forget_flows([(PROTOCOL_NUMBERS["udp"], port) for port in sorted(ports)])
 
 
 def probe() -> str | None:

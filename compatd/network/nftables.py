@@ -1,4 +1,5 @@
-"""nf_tables in its netlink form: tables, chains, rules, maps, and the few expressions our rules are made of.
+"""nf_tables in its netlink form: tables, chains, rules, maps, and the few expressions our rules are made of; and
+forgetting tracked connections.
 
 Encoding only; what rules there are is decided in ``nat``. The ``nft`` program shows the result as ordinary rules
 (map types carry the numbers it expects). Sources: include/uapi/linux/netfilter/nf_tables.h and nfnetlink.h;
@@ -26,6 +27,7 @@ from compatd.linux.netlink import (
 
 _SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
 _BATCH_BEGIN, _BATCH_END = 16, 17
+_CTNETLINK_DELETE = 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_DELETE
 _NEWTABLE, _DELTABLE, _NEWCHAIN, _GETCHAIN, _NEWRULE = 0, 2, 3, 4, 6
 _NEWSET, _NEWSETELEM, _DELSETELEM = 9, 12, 14
 IPV4 = 2  # NFPROTO_IPV4
@@ -221,6 +223,26 @@ def forward_droppers() -> list[str]:
                 names = (attributes.get(kind, b"").rstrip(b"\0").decode("utf-8", "replace") for kind in (1, 3))
                 found.append(" ".join((family, *names)))
     return found
+
+
+def forget_flows(flows: Iterable[tuple[int, int]]) -> None:
+    """Delete the tracked IPv4 connections of each (protocol, destination port as sent). ``OSError`` before 5.8."""
+    # CTA_TUPLE_PROTO holds CTA_PROTO_NUM and CTA_PROTO_DST_PORT; CTA_FILTER says which parts of the tuple count:
+    # net/netfilter/nf_internals.h, CTA_FILTER_F_CTA_PROTO_NUM and _DST_PORT.
+    header = struct.pack("!BBH", IPV4, 0, 0)
+    selected = attribute(1, struct.pack("=I", 1 << 3 | 1 << 5)) + attribute(2, bytes(4))
+    messages = [
+        Message(
+            _CTNETLINK_DELETE,
+            0,
+            header
+            + nested(1, nested(2, attribute(1, bytes((protocol,))), attribute(3, struct.pack("!H", port))))
+            + nested(25, selected),
+        )
+        for protocol, port in flows
+    ]
+    with Netlink(NETLINK_NETFILTER) as netlink:
+        netlink.execute(messages)
 
 
 def _message(kind: int, family: int, body: bytes, flags: int = 0) -> Message:
