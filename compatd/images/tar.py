@@ -17,7 +17,7 @@ import stat
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, BinaryIO, NamedTuple, NoReturn, Protocol
 
 from compatd.errors import InvalidParameter
 
@@ -111,12 +111,24 @@ def components(name: bytes) -> list[bytes]:
     return parts
 
 
+def members(file: BinaryIO) -> Iterator[tuple[Entry, int]]:
+    """The entries of a seekable archive, each with the offset where its stored content begins. None is read.
+
+    ``file`` is read from its position on and left anywhere. BadArchive as the reader.
+    """
+    reader = _Seeker(file)
+    for entry in reader:
+        yield entry, reader.offset
+
+
 class TarReader:
     """Reads an archive's entries in order, and between two ``next`` calls the content of the first.
 
     It is itself a ``Readable`` of the current entry's stored content. Not for several threads. The stream
     stays the caller's.
     """
+
+    _chunk_bytes = _CHUNK_BYTES
 
     def __init__(self, stream: Readable) -> None:
         self._stream = stream
@@ -405,11 +417,38 @@ class TarReader:
         self._padding = 0
 
     def _fill(self, *, partial: bool = False) -> bool:
-        self._buffer = self._stream.read(_CHUNK_BYTES)
+        self._buffer = self._stream.read(self._chunk_bytes)
         self._position = 0
         if not self._buffer and not partial:
             _truncated()
         return bool(self._buffer)
+
+
+class _Seeker(TarReader):
+    """Passes over large contents without reading them."""
+
+    _chunk_bytes = 1 << 16
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file)
+        self._file = file
+        self._end = os.fstat(file.fileno()).st_size
+
+    @property
+    def offset(self) -> int:
+        return self._file.tell() - (len(self._buffer) - self._position)
+
+    def _skip(self) -> None:
+        unread = len(self._buffer) - self._position
+        if self._left <= unread:
+            super()._skip()
+            return
+        target = self._file.tell() + self._left - unread
+        if target > self._end:
+            _truncated()
+        self._file.seek(min(target + self._padding, self._end))
+        self._buffer = b""
+        self._position = self._left = self._padding = 0
 
 
 def looks_like_tar(block: bytes) -> bool:

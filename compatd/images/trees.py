@@ -80,12 +80,15 @@ def unpack(
     stream: Readable,
     root: Rootdir,
     *,
+    base: bytes = b".",
     whiteouts: bool = False,
     private: bool = False,
     keep_kinds: bool = False,
     owner: tuple[int, int] | None = None,
 ) -> Contents:
-    """Unpack an uncompressed tar into ``root``, replacing what is there; the root's own attributes stay.
+    """Unpack an uncompressed tar into the directory ``base`` of ``root``, replacing what is there.
+
+    Links on the way are followed inside ``root``. The attributes of ``base`` itself stay.
 
     ``private``: nobody else works in the tree, and no directory in it has the set-group-id bit yet, so that new
     files are known to be ours. ``keep_kinds``: refuse to replace a directory by something else or the reverse.
@@ -93,7 +96,7 @@ def unpack(
 
     BadArchive for what is wrong with the archive, SystemFailure for the rest (a full disk).
     """
-    unpacker = _Unpacker(TarReader(stream), root, whiteouts, private, keep_kinds, owner)
+    unpacker = _Unpacker(TarReader(stream), root, base, whiteouts, private, keep_kinds, owner)
     try:
         unpacker.run()
     finally:
@@ -106,6 +109,7 @@ class _Unpacker:
         self,
         reader: TarReader,
         root: Rootdir,
+        base: bytes,
         whiteouts: bool,
         private: bool,
         keep_kinds: bool,
@@ -113,6 +117,8 @@ class _Unpacker:
     ) -> None:
         self._reader = reader
         self._root = root
+        self._base = base
+        self._prefix = b"" if base == b"." else base.rstrip(b"/") + b"/"
         self._whiteouts = whiteouts
         self._keep_kinds = keep_kinds
         self._owner = owner
@@ -208,7 +214,7 @@ class _Unpacker:
                 self._replace(entry, parent, name)
                 os.mkdir(name, entry.mode & 0o777, dir_fd=parent)
         found = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        path = head + b"/" + name
+        path = self._prefix + head + b"/" + name
         if opaque:
             with self._root.descend(path) as directory:
                 os.setxattr(_path(directory.fileno()), _OPAQUE, b"y")
@@ -335,9 +341,10 @@ class _Unpacker:
         return fd
 
     def _open_parent(self, head: bytes) -> int:
-        return self._root.open(head or b".", os.O_PATH | os.O_DIRECTORY)
+        return self._root.open(self._prefix + head if head else self._base, os.O_PATH | os.O_DIRECTORY)
 
     def _make_parents(self, head: bytes) -> None:
+        head = self._prefix + head
         uid, gid = self._owner or (0, 0)
         try:
             self._root.makedirs(head, 0o755, uid, gid)
@@ -362,7 +369,7 @@ class _Unpacker:
         is_directory = stat.S_ISDIR(found.st_mode)
         if self._keep_kinds and is_directory != (entry.type == DIRECTORY):
             there, new = ("directory", "non-directory") if is_directory else ("non-directory", "directory")
-            raise BadArchive(f"cannot overwrite {there} {_show(entry.name)} with {new} {_show(entry.name)}")
+            raise BadArchive(f"cannot overwrite {there} {_show(entry.name)} with {new} {_show(self._base)}")
         if is_directory:
             remove_tree(parent, name)
         else:
