@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from compatd.builder.ports import Tar, TarEntry
+from compatd.builder.ports import Archives, TarEntry
 from compatd.builder.trees import (
     ArchiveTree,
     Inode,
@@ -322,8 +322,8 @@ def write_tar(members: Iterable[tuple[bytes, Inode, bytes]], header: Callable[[T
 class LayerStream:
     """The tar of a layer, made while it is read, once. Setting ``cancelled``, from any thread, makes reading fail."""
 
-    def __init__(self, layer: Layer, tar: Tar, cancelled: threading.Event) -> None:
-        self._pieces = write_tar(layer.members(), tar.header)
+    def __init__(self, layer: Layer, archives: Archives, cancelled: threading.Event) -> None:
+        self._pieces = write_tar(layer.members(), archives.header)
         self._piece: bytes = b""
         self._at = 0
         self._cancelled = cancelled

@@ -127,11 +127,11 @@ class TarEntry(NamedTuple):
     segments: tuple[tuple[int, int], ...] | None = None
 
 
-class Tar(Protocol):
+class Archives(Protocol):
     """The archive codec."""
 
     def read(self, file: BinaryIO) -> Iterator[tuple[TarEntry, int]]:
-        """The members of a seekable archive, each with the offset in ``file`` where its stored content begins.
+        """The members of a seekable tar, each with the offset in ``file`` where its stored content begins.
 
         ``InvalidParameter`` with Go's words for what is not an archive (``unexpected EOF``,
         ``archive/tar: invalid tar header``).
@@ -140,6 +140,14 @@ class Tar(Protocol):
 
     def header(self, entry: TarEntry) -> bytes:
         """The header blocks of a member, extended ones included."""
+        ...
+
+    def is_compressed(self, head: bytes) -> bool:
+        """Whether a file that begins so is one that ``decompress`` unpacks (gzip, bzip2, xz, zstd)."""
+        ...
+
+    def decompress(self, stream: Readable) -> Readable:
+        """What a compressed stream holds. Reading it raises ``InvalidParameter`` for a damaged one."""
         ...
 
 

@@ -25,7 +25,7 @@ from typing import ParamSpec, TypeVar
 
 from msgspec import UNSET, structs
 
-from compatd.builder import compression, dockerignore
+from compatd.builder import dockerignore
 from compatd.builder.arguments import BuildArguments
 from compatd.builder.cachekey import sources_digest, step_key
 from compatd.builder.expose import parse_ports
@@ -61,6 +61,7 @@ from compatd.builder.instructions import (
 from compatd.builder.layer import ROOT, Layer, LayerStream, Owner, owner_of
 from compatd.builder.parser import MAX_DOCKERFILE_BYTES, Dockerfile, ParseError, Span, parse, parse_trigger
 from compatd.builder.ports import (
+    Archives,
     Aux,
     BuildEvent,
     Cache,
@@ -73,20 +74,19 @@ from compatd.builder.ports import (
     Runner,
     RunStep,
     Stream,
-    Tar,
 )
 from compatd.builder.shellwords import Lexer, quote
 from compatd.builder.sources import (
     Placer,
     Source,
+    decompress,
     downloaded,
     find_sources,
     inside,
     is_url,
-    open_section,
     open_unnamed,
 )
-from compatd.builder.trees import ArchiveTree, Inode, Kind, RootTree, Tree, resolve
+from compatd.builder.trees import ArchiveTree, Inode, Kind, RootTree, Tree, open_section, resolve
 from compatd.errors import EngineError, InvalidParameter, SystemFailure
 from compatd.tasks import Workers
 
@@ -139,7 +139,7 @@ class Ports:
     layers: Layers
     runner: Runner
     fetcher: Fetcher
-    tar: Tar
+    archives: Archives
     workers: Workers
     now_ns: Callable[[], int] = time.time_ns
 
@@ -244,16 +244,12 @@ class _Build:
 
     def _open_context(self) -> Dockerfile:
         fd = self._request.context_fd
-        file = open_section(fd)
-        if compression.is_compressed(file.read(16)):
-            file.seek(0)
-            fd = open_unnamed(self._request.workspace)
-            self._cleanup.callback(os.close, fd)
-            compression.decompress(file, fd)
-            file = open_section(fd)
-        file.seek(0)
         try:
-            tree = ArchiveTree.index(self._ports.tar.read(file), fd)
+            unpacked = decompress(self._ports.archives, open_section(fd), self._request.workspace)
+            if unpacked is not None:
+                fd = unpacked
+                self._cleanup.callback(os.close, fd)
+            tree = ArchiveTree.index(self._ports.archives.read(open_section(fd)), fd)
         except InvalidParameter as error:
             raise SystemFailure(str(error)) from error
         self._context = tree
@@ -576,7 +572,9 @@ class _Build:
             if await self._use_cache(state, command):
                 return
             target = _normalise_destination(state.config.working_dir, destination)
-            fill = _Filler(self._ports.tar, self._request.workspace, stack, sources, os.fsencode(target), instruction)
+            fill = _Filler(
+                self._ports.archives, self._request.workspace, stack, sources, os.fsencode(target), instruction
+            )
             diff_id = await self._blocking(self._apply, state.image, fill)
             await self._create(state, command, container_id="", diff_id=diff_id)
 
@@ -634,7 +632,7 @@ class _Build:
             fill(layer, base)
             if layer.is_empty():
                 return None
-            return self._ports.layers.apply(LayerStream(layer, self._ports.tar, self._cancelled))
+            return self._ports.layers.apply(LayerStream(layer, self._ports.archives, self._cancelled))
 
     # Images
 
@@ -703,14 +701,14 @@ class _Filler:
 
     def __init__(
         self,
-        tar: Tar,
+        archives: Archives,
         workspace: Path,
         stack: contextlib.AsyncExitStack,
         sources: Sequence[Source],
         destination: bytes,
         instruction: Copy,
     ) -> None:
-        self._tar = tar
+        self._archives = archives
         self._workspace = workspace
         self._stack = stack
         self._sources = sources
@@ -722,7 +720,7 @@ class _Filler:
         owner: Owner | None = None if instruction.from_ else ROOT
         if instruction.chown:
             owner = self._find_owner(instruction.chown, base)
-        placer = Placer(layer, self._tar, self._workspace)
+        placer = Placer(layer, self._archives, self._workspace)
         self._stack.callback(placer.close)
         try:
             for source in self._sources:

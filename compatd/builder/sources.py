@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
-from compatd.builder import compression
 from compatd.builder.cachekey import directory_digest, file_digest, source_digest
 from compatd.builder.layer import Layer, Owner
-from compatd.builder.ports import Fetched, Tar
+from compatd.builder.ports import Archives, Fetched, Readable
 from compatd.builder.trees import (
+    CHUNK_BYTES,
     FileRange,
     Inode,
     Kind,
@@ -27,6 +27,7 @@ from compatd.builder.trees import (
     Tree,
     has_wildcards,
     match,
+    open_section,
     resolve,
     split,
     walk,
@@ -35,6 +36,7 @@ from compatd.errors import InvalidParameter, SystemFailure
 
 _UNNAMED = b"__unnamed__"
 _ARCHIVE_HEAD_BYTES = 1 << 17
+_MAGIC_BYTES = 16
 
 Check = Callable[[], None]
 """Raises if the build was cancelled."""
@@ -159,9 +161,9 @@ def open_unnamed(directory: Path) -> int:
 class Placer:
     """Puts sources into a layer. Owns the files it needs for that until ``close``."""
 
-    def __init__(self, layer: Layer, tar: Tar, workspace: Path) -> None:
+    def __init__(self, layer: Layer, archives: Archives, workspace: Path) -> None:
         self._layer = layer
-        self._tar = tar
+        self._archives = archives
         self._workspace = workspace
         self._fds: list[int] = []
 
@@ -186,9 +188,9 @@ class Placer:
         content = inode.content
         if not isinstance(content, FileRange) or content.segments is not None:
             return False
-        head = compression.read_head(_section(content), _ARCHIVE_HEAD_BYTES)
         try:
-            return next(self._tar.read(cast("BinaryIO", io.BytesIO(head))), None) is not None
+            head = read_head(self._archives, _section(content), _ARCHIVE_HEAD_BYTES)
+            return next(self._archives.read(cast("BinaryIO", io.BytesIO(head))), None) is not None
         except InvalidParameter:
             return False
 
@@ -196,23 +198,47 @@ class Placer:
         content = inode.content
         if not isinstance(content, FileRange):
             raise AssertionError(inode)
-        file = _section(content)
-        fd, base = content.fd, content.offset
-        if compression.is_compressed(file.read(16)):
-            fd, base = open_unnamed(self._workspace), 0
+        fd, base, size = content.fd, content.offset, content.size
+        if (unpacked := decompress(self._archives, _section(content), self._workspace)) is not None:
+            fd, base, size = unpacked, 0, os.fstat(unpacked).st_size
             self._fds.append(fd)
-            file.seek(0)
-            compression.decompress(file, fd)
-            file = open_section(fd)
-        file.seek(0)
-        entries = ((entry, base + offset) for entry, offset in self._tar.read(file))
-        self._layer.unpack(entries, fd, destination)
+        entries = self._archives.read(open_section(fd, base, size))
+        self._layer.unpack(((entry, base + offset) for entry, offset in entries), fd, destination)
 
 
 def _section(content: FileRange) -> BinaryIO:
-    return cast("BinaryIO", compression.Section(content.fd, content.offset, content.size))
+    return open_section(content.fd, content.offset, content.size)
 
 
-def open_section(fd: int) -> BinaryIO:
-    """A file of ours, read by position: the descriptor stays the caller's, and so does its own position."""
-    return cast("BinaryIO", compression.Section(fd, 0, os.fstat(fd).st_size))
+def read_head(archives: Archives, file: BinaryIO, size: int) -> bytes:
+    """The first bytes of what a file holds once decompressed. ``InvalidParameter`` if it is damaged before."""
+    compressed = archives.is_compressed(file.read(_MAGIC_BYTES))
+    file.seek(0)
+    stream: Readable = archives.decompress(file) if compressed else file
+    parts: list[bytes] = []
+    while size > 0 and (data := stream.read(size)):
+        parts.append(data)
+        size -= len(data)
+    return b"".join(parts)
+
+
+def decompress(archives: Archives, file: BinaryIO, workspace: Path) -> int | None:
+    """What a compressed file holds, in an unnamed file whose descriptor the caller owns; None if it is not compressed.
+
+    ``InvalidParameter`` if it is damaged.
+    """
+    compressed = archives.is_compressed(file.read(_MAGIC_BYTES))
+    file.seek(0)
+    if not compressed:
+        return None
+    stream = archives.decompress(file)
+    fd = open_unnamed(workspace)
+    try:
+        while data := stream.read(CHUNK_BYTES):
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

@@ -7,12 +7,13 @@ that a context holds ever touches the host's tree. An image is a directory descr
 
 import contextlib
 import errno
+import io
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import BinaryIO, Protocol, cast
 
 from compatd.builder.globs import BadPattern, Step, Subject, parse_path_pattern
 from compatd.builder.ports import TarEntry
@@ -123,6 +124,43 @@ class FileRange:
             yield data
             offset += len(data)
             size -= len(data)
+
+
+class Section(io.RawIOBase):
+    """A part of a file as a file of its own, read by position; the descriptor is not owned."""
+
+    def __init__(self, fd: int, offset: int, size: int) -> None:
+        super().__init__()
+        self._fd = fd
+        self._offset = offset
+        self._size = size
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int = -1, /) -> bytes:
+        left = max(0, self._size - self._at)
+        wanted = left if size < 0 else min(size, left)
+        data = os.pread(self._fd, wanted, self._offset + self._at) if wanted else b""
+        self._at += len(data)
+        return data
+
+
+def open_section(fd: int, offset: int = 0, size: int | None = None) -> BinaryIO:
+    """A part of a file of ours, or all of it; the descriptor stays the caller's."""
+    return cast("BinaryIO", Section(fd, offset, os.fstat(fd).st_size if size is None else size))
 
 
 @dataclass(frozen=True, slots=True)
