@@ -247,11 +247,15 @@ class Ingest:
             self._path.unlink(missing_ok=True)
             self.close()
 
+    def reader(self) -> int:
+        """A descriptor to read what is written, with pread(2); the caller closes it."""
+        return os.dup(self._fd)
+
     def close(self) -> None:
         """Let go of the ingest, keeping its bytes."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 def blob_missing(digest: str) -> NotFound:
