@@ -141,13 +141,14 @@ def interface(name: str) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chain:
-    """A base chain with its rules; a rule is a tuple of expressions. The policy is to accept."""
+    """A base chain with its rules; a rule is a tuple of expressions. ``policy``: what happens when none decides."""
 
     name: str
     type: Literal["filter", "nat"]
     hook: int  # PREROUTING ... POSTROUTING
     priority: int
     rules: tuple[tuple[bytes, ...], ...]
+    policy: int = ACCEPT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,7 +273,7 @@ def _creation(table: Table) -> Iterator[Message]:
                 text(1, table.name),
                 text(3, chain.name),
                 nested(4, _number(1, chain.hook), _number(2, chain.priority)),
-                _number(5, ACCEPT),
+                _number(5, chain.policy),
                 text(7, chain.type),
             )
         )
