@@ -81,9 +81,9 @@ class LocalVolumes:
         name = name or secrets.token_hex(32)
         check_name(name)
         check_options(name, options or {})
-        target = self._root / name
-        if target.is_dir():
+        if self.exists(name):
             return name
+        target = self._root / name
         staged = self._root / f".new-{secrets.token_hex(8)}"
         try:
             _mkdir(staged, 0o701)
@@ -157,8 +157,9 @@ class LocalVolumes:
         if (volume / _COPIED).is_dir():
             _move_in(volume)
             return True
-        if any(os.scandir(data)):
-            return False
+        with os.scandir(data) as entries:
+            if any(entries):
+                return False
         try:
             origin = source.open(path, os.O_RDONLY | os.O_DIRECTORY)
         except (FileNotFoundError, NotADirectoryError):
@@ -213,9 +214,9 @@ def _sync(path: Path) -> None:
 def _move_in(volume: Path) -> None:
     """Move a complete copy into the volume's directory, which itself stays: a container may already have it."""
     copied, data = volume / _COPIED, volume / _DATA
+    found = copied.stat()
     for entry in sorted(os.listdir(copied)):
         (copied / entry).rename(data / entry)
-    found = copied.stat()
     os.chown(data, found.st_uid, found.st_gid)
     data.chmod(stat.S_IMODE(found.st_mode))
     for attribute in os.listxattr(copied):
