@@ -4,7 +4,8 @@
                                    fs/          what it unpacks to, whiteouts as overlayfs has them
                                    meta.json    size, format, and the boot in which it was made until it is settled
     <root>/layers/.staging/<random>/…           layers being made or removed
-    <root>/layers/.empty/{a,b}                  lower directories for stacks that lack one
+    <root>/layers/.init/                        what lies below every container, see ``layers``
+                  .empty/                       a lower directory for stacks that lack one
 
 A layer is published by renaming its staging directory, and removed by renaming it back there first. ``layer.tar``
 is the truth: after a power failure ``fs`` is made again from it.
@@ -16,6 +17,7 @@ import logging
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,7 +25,7 @@ import msgspec
 
 from compatd.errors import SystemFailure
 from compatd.images.content import DiffId, parse_digest
-from compatd.images.layers import LayerInfo, digest_differs, layer_missing
+from compatd.images.layers import LayerInfo, digest_differs, layer_missing, make_init
 from compatd.images.tar import BadArchive, Readable, write_all
 from compatd.images.trees import Contents, Packer, failure, unpack
 from compatd.linux import syscalls
@@ -50,11 +52,12 @@ class DirectoryStore:
         self._layers = root / "layers"
         self._staging = self._layers / ".staging"
         self._empty = self._layers / ".empty"
+        self._init = self._layers / ".init"
         for directory in (self._layers, self._staging):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for name in ("a", "b"):
-            (self._empty / name).mkdir(parents=True, exist_ok=True)
-            (self._empty / name).chmod(0o755)
+        self._empty.mkdir(exist_ok=True)
+        self._empty.chmod(0o755)
+        make_init(self._init)
         self._litter = list(self._staging.iterdir())
         self._boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
@@ -93,6 +96,8 @@ class DirectoryStore:
                         write_all(tar, piece)
                 finally:
                     os.close(tar)
+                for path in packer.sockets if adopted else ():  # or the directory would hold more than the tar
+                    root.unlink(path)
             if not packer.entries:
                 return None
             if adopted:
@@ -139,23 +144,29 @@ class DirectoryStore:
         return self.info(diff_id).size_bytes
 
     def lowers(self, diff_ids: Sequence[DiffId]) -> list[str]:
+        return [*self._directories(diff_ids), str(self._init)]
+
+    def mount(
+        self, diff_ids: Sequence[DiffId], upper: Path | None = None, work: Path | None = None, *, volatile: bool = False
+    ) -> int:
+        if upper is not None:
+            lowers = self.lowers(diff_ids)
+        else:
+            lowers = [*self._directories(diff_ids), str(self._empty)]
+            if len(lowers) == 1:
+                return _clone_read_only(self._empty)  # overlayfs wants two directories
+        try:
+            return _mount_overlay(lowers, upper, work, volatile)
+        except OSError as error:
+            raise SystemFailure(f"error creating overlay mount: {(error.strerror or '').lower()}") from error
+
+    def _directories(self, diff_ids: Sequence[DiffId]) -> list[str]:
         paths: list[str] = []
         for diff_id in dict.fromkeys(reversed(diff_ids)):
             if not self.has(diff_id):
                 raise layer_missing(diff_id)
             paths.append(str(self._path(diff_id) / "fs"))
-        return paths or [str(self._empty / "a")]
-
-    def mount(
-        self, diff_ids: Sequence[DiffId], upper: Path | None = None, work: Path | None = None, *, volatile: bool = False
-    ) -> int:
-        lowers = self.lowers(diff_ids)
-        if upper is None and len(lowers) == 1:  # overlayfs wants two directories at least
-            lowers.append(str(self._empty / "b"))
-        try:
-            return _mount_overlay(lowers, upper, work, volatile)
-        except OSError as error:
-            raise SystemFailure(f"error creating overlay mount: {(error.strerror or '').lower()}") from error
+        return paths
 
     def open_tar(self, diff_id: DiffId) -> BinaryIO:
         try:
@@ -295,23 +306,34 @@ class _Tap:
 
 
 def _mount_overlay(lowers: Sequence[str], upper: Path | None, work: Path | None, volatile: bool) -> int:
-    context = syscalls.fsopen("overlay")
-    try:
-        for lower in lowers:
-            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "lowerdir+", lower)
-        if upper is not None:
-            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "upperdir", str(upper))
-            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "workdir", str(work))
-            if volatile:
-                syscalls.fsconfig(context, syscalls.FSCONFIG_SET_FLAG, "volatile")
+    with ExitStack() as opened:
+
+        def handle(path: str | Path) -> str:
+            fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            opened.callback(os.close, fd)
+            return f"/proc/self/fd/{fd}"  # fsconfig(2) takes at most 255 bytes, paths may be longer
+
+        context = syscalls.fsopen("overlay")
+        opened.callback(os.close, context)
+        options = [("lowerdir+", handle(lower)) for lower in lowers]
+        if upper is not None and work is not None:
+            options += [("upperdir", handle(upper)), ("workdir", handle(work))]
         # A layer must be readable without those below it, whatever the kernel's defaults.
-        for option in ("redirect_dir", "metacopy", "index"):
-            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, option, "off")
+        options += [("redirect_dir", "off"), ("metacopy", "off"), ("index", "off")]
+        for key, value in options:
+            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, key, value)
+        if volatile:
+            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_FLAG, "volatile")
         syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)
         attributes = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
         return syscalls.fsmount(context, attributes | (syscalls.MOUNT_ATTR_RDONLY if upper is None else 0))
-    finally:
-        os.close(context)
+
+
+def _clone_read_only(directory: Path) -> int:
+    flags = syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC
+    fd = syscalls.open_tree(syscalls.AT_FDCWD, str(directory), flags)
+    syscalls.mount_setattr(fd, "", syscalls.AT_EMPTY_PATH, attr_set=syscalls.MOUNT_ATTR_RDONLY)
+    return fd
 
 
 def _adopt(source: Path, target: Path) -> bool:

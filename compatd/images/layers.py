@@ -22,6 +22,11 @@ the directory store *is* the former upper.
 Worked example: looking into an image. ``mount([A, B])`` is a descriptor of a read-only root that is attached
 nowhere; closing it is all the clean-up there is.
 
+The init directory. A container's mounts need targets (/proc, /dev/pts, /etc/hosts …) that an image may lack. Docker
+makes them in a layer of their own above the image; here one shared directory lies *below* everything, so that they
+show through where the image has nothing, hide nothing, and what a container writes stays free of them. It is part
+of ``lowers`` and of a ``mount`` with an upper directory, not of an image that is only looked at.
+
 Paths. ``lowers`` gives paths that are valid in the engine's mount namespace and those which share its mounts, until
 the layer is removed or the store closed. A store that has to mount something first (one file system per layer) does
 so on the first call, below the engine's own run directory, and keeps it mounted for all images together, so that
@@ -88,10 +93,10 @@ class LayerStore(Protocol):
         ...
 
     def lowers(self, diff_ids: Sequence[DiffId]) -> list[str]:
-        """Lower directories for overlayfs, topmost first, at least one and no two alike. NotFound for a missing layer.
+        """A container's lower directories, topmost first, no two alike, the init directory last.
 
-        For an image without layers, that is an empty directory. A layer which occurs twice counts where it lies
-        topmost: overlayfs refuses repetition, and above itself a layer changes nothing.
+        A layer which occurs twice counts where it lies topmost: overlayfs refuses repetition, and above itself a
+        layer changes nothing. NotFound for a missing layer.
         """
         ...
 
@@ -129,6 +134,23 @@ class LayerStore(Protocol):
     def close(self) -> None:
         """Let go of what the store keeps open or mounted. Layers stay."""
         ...
+
+
+_INIT_DIRECTORIES = ("dev", "dev/pts", "dev/shm", "dev/mqueue", "etc", "proc", "sys")
+_INIT_FILES = (".dockerenv", "dev/console", "etc/hosts", "etc/hostname", "etc/resolv.conf")
+
+
+def make_init(directory: Path) -> None:
+    """Fill the init directory, if that is not done (moby daemon/initlayer/setup_unix.go has the list)."""
+    directory.mkdir(exist_ok=True)
+    for name in _INIT_DIRECTORIES:
+        (directory / name).mkdir(exist_ok=True)
+    for name in _INIT_FILES:
+        (directory / name).touch(exist_ok=True)
+    if not (mtab := directory / "etc/mtab").is_symlink():
+        mtab.symlink_to("/proc/mounts")
+    for name in (".", *_INIT_DIRECTORIES, *_INIT_FILES):
+        (directory / name).chmod(0o755)  # whatever the umask
 
 
 def layer_missing(diff_id: str) -> NotFound:

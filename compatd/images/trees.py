@@ -210,7 +210,7 @@ class _Unpacker:
         except FileExistsError:
             found = os.stat(name, dir_fd=parent, follow_symlinks=False)
             if not stat.S_ISDIR(found.st_mode):
-                opaque = self._whiteouts and _is_whiteout(found)
+                opaque = self._whiteouts and is_whiteout(found)
                 self._replace(entry, parent, name)
                 os.mkdir(name, entry.mode & 0o777, dir_fd=parent)
         found = os.stat(name, dir_fd=parent, follow_symlinks=False)
@@ -356,7 +356,7 @@ class _Unpacker:
         parts = self._root.resolve(head).strip(b"/").split(b"/")
         for depth in range(1, len(parts) + 1):
             path = b"/".join(parts[:depth])
-            if self._root.exists(path) and _is_whiteout(self._root.lstat(path)):
+            if self._root.exists(path) and is_whiteout(self._root.lstat(path)):
                 self._root.unlink(path)
                 self._root.makedirs(path, 0o755, uid, gid)
                 self._root.setxattr(path, _OPAQUE, b"y")
@@ -412,6 +412,8 @@ class Packer:
         self._links: dict[tuple[int, int], bytes] = {}
         self.entries = 0
         self.size_bytes = 0
+        self.sockets: list[bytes] = []
+        """What was left out, by its archived name."""
 
     @property
     def contents(self) -> Contents:
@@ -474,7 +476,7 @@ class Packer:
                     os.close(fd)
 
     def _member(self, parent: int, name: bytes, archived: bytes, status: os.stat_result) -> Iterator[bytes]:
-        if self._whiteouts and _is_whiteout(status):
+        if self._whiteouts and is_whiteout(status):
             head, slash, tail = archived.rpartition(b"/")
             self.entries += 1
             yield encode(Entry(head + slash + WHITEOUT_PREFIX + tail, mode=0o600, mtime_ns=status.st_mtime_ns))
@@ -484,6 +486,7 @@ class Packer:
             linkname = os.readlink(name, dir_fd=parent) if stat.S_ISLNK(status.st_mode) else b""
             entry = entry_of(archived, status, linkname=linkname)
             if entry is None:
+                self.sockets.append(archived)
                 return
             if status.st_nlink > 1 and entry.type != DIRECTORY:
                 first = self._links.setdefault((status.st_dev, status.st_ino), archived)
@@ -533,6 +536,16 @@ def failure(error: OSError, where: str) -> EngineError:
     """``error`` as Go words it: BadArchive for what an archive can cause, SystemFailure else."""
     text = f"{where}: {(error.strerror or 'input/output error').lower()}"
     return BadArchive(text) if error.errno in _ARCHIVE_FAULTS else SystemFailure(text)
+
+
+def is_whiteout(status: os.stat_result) -> bool:
+    """Whether this is overlayfs's mark of a removed name."""
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+
+
+def is_opaque(root: Rootdir, path: bytes) -> bool:
+    """Whether a directory hides those of its name below it."""
+    return root.xattrs(path, follow=False).get(_OPAQUE) == b"y"
 
 
 def _content(fd: int, size: int) -> Iterator[bytes]:
@@ -593,10 +606,6 @@ def _set_xattrs(target: int | str, entry: Entry) -> None:
             if error.errno == errno.ENOTSUP or (error.errno == errno.EPERM and name.startswith(b"user.")):
                 continue
             raise
-
-
-def _is_whiteout(status: os.stat_result) -> bool:
-    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
 
 def _path(fd: int) -> str:

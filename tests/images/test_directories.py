@@ -1,0 +1,63 @@
+"""The layer store that unpacks: the suite, and what only it does."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from compatd.images.directories import DirectoryStore
+from tests.suites.layer_store import LayerStoreSuite, archive, file, mounted, put
+
+pytestmark = pytest.mark.root
+
+
+class TestDirectoryStore(LayerStoreSuite):
+    make = DirectoryStore
+
+
+def unsettled(root: Path, store: DirectoryStore) -> tuple[DirectoryStore, Path]:
+    """A store at the boot after the one in which a layer was made, and the layer's directory."""
+    diff_id = put(store, archive(file("f", b"content")))
+    path = root / "layers" / diff_id.removeprefix("sha256:")
+    meta = json.loads((path / "meta.json").read_text())
+    (path / "meta.json").write_text(json.dumps(meta | {"boot": "an earlier one"}))
+    return DirectoryStore(root), path
+
+
+def test_a_power_failure_that_tore_the_tree(tmp_path: Path) -> None:
+    store, path = unsettled(tmp_path, DirectoryStore(tmp_path))
+    os.truncate(path / "fs/f", 0)
+    store.sweep()
+    (info,) = store.walk()
+    with mounted(store, info.diff_id) as root:
+        assert root.read("f", 100) == b"content"
+    assert json.loads((path / "meta.json").read_text())["boot"] == store._boot  # pyright: ignore[reportPrivateUsage]
+
+
+def test_a_power_failure_that_tore_the_tar(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store, path = unsettled(tmp_path, DirectoryStore(tmp_path))
+    os.truncate(path / "layer.tar", 700)
+    store.sweep()
+    assert list(store.walk()) == []
+    assert "damaged" in caplog.text
+
+
+@pytest.mark.parametrize("meta", [b"", b"\0" * 50, b"{}", b'{"format":99,"size_bytes":0,"entries":0,"boot":null}'])
+def test_a_power_failure_that_tore_the_record(tmp_path: Path, meta: bytes) -> None:
+    store, path = unsettled(tmp_path, DirectoryStore(tmp_path))
+    (path / "meta.json").write_bytes(meta)
+    store.sweep()
+    (info,) = store.walk()
+    assert info.size_bytes == 7
+
+
+def test_a_settled_layer_is_not_checked_again(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    diff_id = put(store, archive(file("f")))
+    store.settle([diff_id])
+    path = tmp_path / "layers" / diff_id.removeprefix("sha256:")
+    before = (path / "fs/f").stat().st_ino
+    DirectoryStore(tmp_path).sweep()
+    assert (path / "fs/f").stat().st_ino == before
+    assert json.loads((path / "meta.json").read_text())["boot"] is None
