@@ -10,6 +10,8 @@ import pytest
 from tests.conftest import IN_CI
 from tests.engine import ROOT
 
+_CA = Path("/etc/ssl/certs/ca-certificates.crt")
+
 pytestmark = [pytest.mark.unit, pytest.mark.timeout(600)]
 
 
@@ -29,6 +31,8 @@ def test_linter(command: tuple[str, ...]) -> None:
     if not program.exists() and not IN_CI:
         pytest.skip(f"{command[0]} is not installed (pip install '.[test]')")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+    if _CA.exists():  # pyright fetches itself once, with a Node.js that brings its own certificates
+        environment.setdefault("NODE_EXTRA_CA_CERTS", str(_CA))
     done = subprocess.run(
         [program, *command[1:]], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment
     )
