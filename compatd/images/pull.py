@@ -17,12 +17,11 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from compatd.errors import Cancelled, EngineError, NotFound, SystemFailure
 from compatd.images.compression import decompressed
 from compatd.images.content import ContentStore, DiffId, Digest, Ingest, digest_of
-from compatd.images.layers import LayerStore
 from compatd.images.manifest import (
     DOCUMENT_LIMIT_BYTES,
     Descriptor,
@@ -90,6 +89,14 @@ def human_size(size_bytes: float) -> str:
     return f"{size_bytes:.4g}{units[step]}"
 
 
+class Layers(Protocol):
+    """What a pull needs of the layer store."""
+
+    def has(self, diff_id: DiffId) -> bool: ...
+    def apply(self, stream: Readable, *, expected: DiffId | None = None) -> DiffId: ...
+    def settle(self, diff_ids: Iterable[DiffId]) -> None: ...
+
+
 Report = Callable[[Progress], object]
 Hold = Callable[[Iterable[str]], object]
 
@@ -138,7 +145,7 @@ class Puller:
         *,
         client: RegistryClient,
         content: ContentStore,
-        layers: LayerStore,
+        layers: Layers,
         workers: Workers,
         max_downloads: int = 3,
         attempts: int = 5,

@@ -365,9 +365,10 @@ class RegistryClient:
             if response.status not in (301, 302, 303, 307, 308) or location is None:
                 return response
             response.release()
-            shown, url = location, urljoin(url, location)
-            if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-                raise RegistryFault(f'{verb} "{shown}": unsupported protocol scheme "{urlsplit(url).scheme}"')
+            shown = location
+            if (following := _join(url, location)) is None:
+                raise RegistryFault(f'{verb} "{shown}": unsupported protocol scheme')
+            url = following
             if urlsplit(url)[:2] != origin:
                 sent.pop("Authorization", None)
         raise RegistryFault(f'{verb} "{shown}": stopped after {_REDIRECT_LIMIT} redirects')
@@ -377,7 +378,7 @@ class RegistryClient:
     ) -> tuple[_Token, bool]:
         """A token which the challenge's realm gives for ``scope``; whether it came from the cache."""
         realm, service = challenge.parameters.get("realm", ""), challenge.parameters.get("service", "")
-        if urlsplit(realm).scheme not in ("http", "https"):
+        if _join("", realm) is None:
             raise RegistryFault(f"invalid token auth challenge realm: {realm!r}")
         key = (realm, service, scope, credentials.username, credentials.password, credentials.identity_token)
         cached = self._tokens.get(key)
@@ -576,9 +577,10 @@ class Repository:
             following = re.match(r'<([^<>]+)>;\s*rel="next"', response.headers.get("Link", ""))
             if following is None:
                 break
-            url = urljoin(url, following[1])
-            if urlsplit(url)[:2] != urlsplit(self._url)[:2]:
+            next_url = _join(url, following[1])
+            if next_url is None or urlsplit(next_url)[:2] != urlsplit(url)[:2]:
                 raise RegistryFault("the list of tags continues at another host")
+            url = next_url
         return found
 
 
@@ -791,6 +793,16 @@ def _reached(error: BaseException) -> bool:
         | aiohttp.ConnectionTimeoutError
         | OSError,
     )
+
+
+def _join(base: str, url: str) -> str | None:
+    """The web address that ``url`` means at ``base``; None if it is none."""
+    try:
+        joined = urljoin(base, url)
+        parts = urlsplit(joined)
+        return joined if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 else None
+    except ValueError:
+        return None
 
 
 def _is_address(host: str) -> bool:

@@ -6,11 +6,13 @@ A `Fault` is attached to whatever path contains its key; everything else is serv
 
 import asyncio
 import base64
+import contextlib
 import gzip
 import hashlib
 import io
 import json
 import re
+import ssl
 import tarfile
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -68,6 +70,7 @@ class LyingRegistry:
     seen: list[tuple[str, str, dict[str, str]]] = field(default_factory=list[tuple[str, str, dict[str, str]]])
     """(method, path with query, headers) of every request."""
     port: int = 0
+    tls: ssl.SSLContext | None = None
     _runner: web.AppRunner | None = None
 
     @property
@@ -122,7 +125,7 @@ class LyingRegistry:
         app.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port)
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self.tls)
         await site.start()
         self.port = self._runner.addresses[0][1]
         return self
@@ -192,7 +195,8 @@ class LyingRegistry:
 
 
 def error_reply(status: int, code: str, message: str) -> web.Response:
-    return web.json_response({"errors": [{"code": code, "message": message}]}, status=status)
+    """With a detail, as real registries send it: without one, clients show the code alone."""
+    return web.json_response({"errors": [{"code": code, "message": message, "detail": {}}]}, status=status)
 
 
 # the honest answer, and the lies
@@ -217,7 +221,9 @@ def serving(data: bytes, media_type: str | None = None) -> Fault:
     return fault
 
 
-def failing(status: int, body: bytes = b"", content_type: str = "text/plain", **headers: str) -> Fault:
+def failing(
+    status: int, body: bytes = b"", content_type: str = "text/plain", headers: Mapping[str, str] | None = None
+) -> Fault:
     async def fault(request: web.Request, blob: Blob) -> web.StreamResponse:
         return web.Response(status=status, body=body, content_type=content_type, headers=headers)
 
@@ -268,8 +274,10 @@ def endless(chunk: bytes = bytes(1 << 16)) -> Fault:
     async def fault(request: web.Request, blob: Blob) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": blob.media_type})
         await response.prepare(request)
-        while True:
-            await response.write(chunk)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await response.write(chunk)
+        return response
 
     return fault
 
@@ -279,7 +287,7 @@ def redirecting(target: str = "") -> Fault:
 
     async def fault(request: web.Request, blob: Blob) -> web.StreamResponse:
         count = int(request.query.get("n", "0")) + 1
-        raise web.HTTPTemporaryRedirect(target or f"{request.path}?n={count}")
+        return web.Response(status=307, headers={"Location": target or f"{request.path}?n={count}"})
 
     return fault
 
