@@ -48,3 +48,11 @@ class Cancelled(EngineError):
 
 class SystemFailure(EngineError):
     """The engine or the kernel failed; the request was fine."""
+
+
+def reword(error: EngineError, text: str) -> EngineError:
+    """An error of the same kind that says ``text``: for the words that an operation puts before a reason."""
+    for kind in type(error).__mro__:
+        if kind.__module__ == __name__ and issubclass(kind, EngineError):
+            return kind(text)
+    raise AssertionError("unreachable: EngineError is a base of every error")

@@ -26,6 +26,11 @@ def spawn(work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
     return task
 
 
+def detach(work: Coroutine[Any, Any, object], *, name: str) -> None:
+    """``spawn`` for work that nobody waits for."""
+    spawn(work, name=name).add_done_callback(lambda _: None)
+
+
 def _release(task: asyncio.Task[Any]) -> None:
     _owned.discard(task)
     if not task.cancelled() and (error := task.exception()) is not None:

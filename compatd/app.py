@@ -1,0 +1,142 @@
+"""The composition root: builds every service, in order, and knows all of them. Nothing else does.
+
+Start: the data root is locked and read, the kernel side is restored from it (``core.recovery``), then requests are
+served. The sockets were bound before, so clients that come early wait instead of being refused. End: the sockets are
+closed, tasks are cancelled, the store is closed; containers go on, and the next engine adopts them.
+"""
+
+import logging
+import os
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from compatd import tasks
+from compatd.config import Config
+from compatd.core.archives import Archives
+from compatd.core.builds import Builds
+from compatd.core.catalog import Catalog
+from compatd.core.containers import Containers
+from compatd.core.events import Events
+from compatd.core.execs import Execs
+from compatd.core.images import Images
+from compatd.core.networks import Networks
+from compatd.core.preparation import Preparation
+from compatd.core.recovery import Recovery
+from compatd.core.store import Store
+from compatd.core.supervisor import Supervisor
+from compatd.core.system import System
+from compatd.core.transfers import Transfers
+from compatd.core.volumes import Volumes
+from compatd.images.content import ContentStore
+from compatd.images.directories import DirectoryStore
+from compatd.linux.inotify import Watches
+from compatd.network.driver import BridgeDriver
+from compatd.routes.backends import Backends
+from compatd.runtime import cgroups
+from compatd.runtime.client import Spawner
+from compatd.runtime.host import probe_host
+from compatd.tasks import Workers
+from compatd.volumes.local import LocalVolumes
+
+log = logging.getLogger(__name__)
+
+WORKER_THREADS = 16
+STOP_TIMEOUT_S = 5.0
+
+
+async def start(config: Config, stack: AsyncExitStack) -> Backends:
+    """Bring up every service; ``stack`` takes them down again. ``EngineError``: this machine or its data refuse."""
+    for root, mode in ((config.data_root, 0o710), (config.exec_root, 0o700)):
+        os.makedirs(root, mode=mode, exist_ok=True)
+    workers = Workers(WORKER_THREADS)
+    stack.callback(workers.close)
+    store = Store(Path(config.data_root))
+    stack.callback(store.close)
+    host = probe_host(cgroup_parent=config.cgroup_parent or "/docker")
+    await workers.run(cgroups.prepare, host)
+    events = Events()
+    watches = Watches()
+    stack.callback(watches.close)
+    data = Path(config.data_root)
+    content = ContentStore(data)
+    layers = DirectoryStore(data)
+    stack.callback(layers.close)
+    images = Images(store=store, events=events, content=content, layers=layers, workers=workers)
+    volumes = Volumes(store=store, events=events, local=LocalVolumes(data / "volumes"), workers=workers)
+    driver = BridgeDriver(host_ip=config.ip if config.ip != "0.0.0.0" else "")
+    stack.callback(driver.close)
+    networks = Networks(config=config, store=store, events=events, driver=driver, workers=workers)
+    spawner = Spawner()
+    stack.push_async_callback(spawner.close)
+    await spawner.start()
+    preparation = Preparation(
+        config=config, host=host, layers=layers, networks=networks, volumes=volumes, workers=workers
+    )
+    supervisor = Supervisor(store=store, events=events, networks=networks, preparation=preparation, spawner=spawner)
+    containers = Containers(
+        config=config,
+        store=store,
+        images=images,
+        networks=networks,
+        volumes=volumes,
+        supervisor=supervisor,
+        preparation=preparation,
+        host=host,
+        workers=workers,
+        watches=watches,
+    )
+    networks.running = lambda: [container.record for container in containers]
+    execs = Execs(containers=containers, supervisor=supervisor, preparation=preparation)
+    containers.exec_ids = execs.ids_of
+    transfers = Transfers(config=config, images=images, content=content, layers=layers, workers=workers)
+    stack.push_async_callback(transfers.close)
+    builds = Builds(
+        config=config,
+        store=store,
+        host=host,
+        images=images,
+        transfers=transfers,
+        layers=layers,
+        preparation=preparation,
+        networks=networks,
+        volumes=volumes,
+        spawner=spawner,
+        workers=workers,
+    )
+    system = System(
+        config=config,
+        host=host,
+        events=events,
+        containers=containers,
+        images=images,
+        volumes=volumes,
+        builds=builds,
+    )
+    await networks.ensure_predefined()
+    await workers.run(volumes.sweep)
+    recovery = Recovery(
+        containers=containers,
+        supervisor=supervisor,
+        preparation=preparation,
+        networks=networks,
+        images=images,
+        volumes=volumes,
+        builds=builds,
+        workers=workers,
+    )
+    await recovery.run()
+    stack.push_async_callback(tasks.cancel_all, timeout_s=STOP_TIMEOUT_S)
+    stack.callback(supervisor.stop_watching)
+    return Backends(
+        containers=containers,
+        archives=Archives(containers=containers, supervisor=supervisor, preparation=preparation, workers=workers),
+        execs=execs,
+        images=Catalog(images=images, users=lambda: [container.record.image_id for container in containers]),
+        transfers=transfers,
+        builds=builds,
+        networks=networks,
+        volumes=volumes,
+        system=system,
+        logins=transfers,
+        events=events,
+    )

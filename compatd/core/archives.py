@@ -1,0 +1,106 @@
+"""Files of containers, in and out: ``docker cp``.
+
+The tree that is shown is the container's root with its binds and volumes, put together apart from the container
+(``linux.assembly``), so that nothing is mounted where a container or the host could see it.
+"""
+
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from typing import TypeVar
+
+from compatd.core import bodies
+from compatd.core.container import Container
+from compatd.core.containers import Containers
+from compatd.core.images import format_time
+from compatd.core.preparation import Preparation
+from compatd.core.supervisor import Supervisor
+from compatd.images import filesystem
+from compatd.linux.assembly import Assembly
+from compatd.tasks import Workers
+from compatd.wire.types.containers import PathStat
+
+T = TypeVar("T")
+
+
+class Archives:
+    """The archive operations of the API."""
+
+    def __init__(
+        self, *, containers: Containers, supervisor: Supervisor, preparation: Preparation, workers: Workers
+    ) -> None:
+        self._containers = containers
+        self._supervisor = supervisor
+        self._preparation = preparation
+        self._workers = workers
+
+    async def stat(self, reference: str, path: str) -> PathStat:
+        """What is at ``path``. ``NotFound`` in Docker's words."""
+        container = self._containers.get(reference)
+
+        def look() -> filesystem.PathStat:
+            with self._assemble(container) as tree:
+                return filesystem.stat_path(tree.root, path, container=reference)
+
+        return _path_stat(await self._workers.run(look))
+
+    async def get(self, reference: str, path: str) -> tuple[PathStat, AsyncIterator[bytes]]:
+        """What ``path`` is, and its tar, which is read while it is consumed."""
+        container = self._containers.get(reference)
+
+        def start() -> tuple[filesystem.PathStat, Callable[[], Iterator[bytes]]]:
+            tree = self._assemble(container)
+            try:
+                found, pieces = filesystem.tar_path(tree.root, path, container=reference)
+            except BaseException:
+                tree.close()
+                raise
+            return found, lambda: _closing(tree, pieces)
+
+        found, pieces = await self._workers.run(start)
+        self._supervisor.publish(container.record, "archive-path")
+        return _path_stat(found), bodies.produce(pieces, self._workers)
+
+    async def put(
+        self,
+        reference: str,
+        path: str,
+        body: AsyncIterable[bytes],
+        *,
+        no_overwrite_dir_non_dir: bool,
+        copy_uid_gid: bool,
+    ) -> None:
+        """Unpack a tar, maybe compressed, into the directory ``path``."""
+        container = self._containers.get(reference)
+        owner = await self._workers.run(self._preparation.owner_of, container.record) if copy_uid_gid else None
+
+        def unpack(stream: bodies.Feed) -> None:
+            with self._assemble(container) as tree:
+                filesystem.extract(
+                    tree.root,
+                    path,
+                    stream,
+                    container=reference,
+                    keep_kinds=no_overwrite_dir_non_dir,
+                    owner=owner,
+                )
+
+        await bodies.consume(body, unpack, self._workers)
+        self._supervisor.publish(container.record, "extract-to-dir")
+
+    def _assemble(self, container: Container) -> Assembly:
+        pid = container.record.pid if container.alive else 0
+        return self._preparation.assemble(container.record, pid)
+
+
+def _closing(tree: Assembly, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    with tree:
+        yield from pieces
+
+
+def _path_stat(found: filesystem.PathStat) -> PathStat:
+    return PathStat(
+        name=found.name,
+        size=found.size_bytes,
+        mode=found.mode,
+        mtime=format_time(found.mtime_ns),
+        link_target=found.link_target,
+    )

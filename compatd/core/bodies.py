@@ -1,0 +1,115 @@
+"""Bytes between the event loop and worker threads: request bodies that blocking code reads, and the reverse.
+
+Both directions are bounded: neither side gets more than a few pieces ahead of the other.
+"""
+
+import asyncio
+import queue
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from typing import TypeVar
+
+from compatd import tasks
+from compatd.errors import Cancelled
+from compatd.tasks import Workers
+
+T = TypeVar("T")
+
+_PIECES_AHEAD = 16
+_BATCH_BYTES = 256 * 1024
+
+
+class Feed:
+    """The reading end, on a worker thread. ``read`` blocks until there is something."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._pieces: queue.Queue[bytes | BaseException | None] = queue.Queue()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._rest = memoryview(b"")
+        self._ended = False
+        self._stopped = False
+
+    async def put(self, piece: bytes) -> bool:
+        """False once the reader has gone."""
+        if self._stopped:
+            return False
+        self._pieces.put_nowait(piece)
+        if self._pieces.qsize() >= _PIECES_AHEAD:
+            self._room.clear()
+            await self._room.wait()
+        return not self._stopped
+
+    def stop(self) -> None:
+        """The reader, on its thread, will read no more."""
+        self._stopped = True
+        self._loop.call_soon_threadsafe(self._room.set)
+
+    def finish(self, error: BaseException | None = None) -> None:
+        self._pieces.put_nowait(error)
+
+    def read(self, size: int, /) -> bytes:
+        while not self._rest and not self._ended:
+            piece = self._pieces.get()
+            if self._pieces.qsize() < _PIECES_AHEAD // 2:
+                self._loop.call_soon_threadsafe(self._room.set)
+            if piece is None:
+                self._ended = True
+            elif isinstance(piece, BaseException):
+                self._ended = True
+                raise piece
+            else:
+                self._rest = memoryview(piece)
+        taken = self._rest[:size] if size >= 0 else self._rest
+        self._rest = self._rest[len(taken) :]
+        return bytes(taken)
+
+
+async def consume(body: AsyncIterable[bytes], function: Callable[[Feed], T], workers: Workers) -> T:
+    """Run ``function`` on a worker thread with a reader of ``body``; its result.
+
+    When the await is cancelled, or the body ends with an error, the reader raises (``Cancelled``), so that the
+    function cleans up, and this returns only after it has.
+    """
+    feed = Feed(asyncio.get_running_loop())
+
+    def read() -> T:
+        try:
+            return function(feed)
+        finally:
+            feed.stop()
+
+    work = tasks.spawn(workers.run(read), name="consume body")
+    try:
+        async for piece in body:
+            if not await feed.put(piece):
+                break
+        feed.finish()
+        return await asyncio.shield(work)
+    except BaseException:
+        feed.finish(Cancelled("the request was given up"))
+        await asyncio.wait({work})
+        raise
+
+
+async def produce(start: Callable[[], Iterator[bytes]], workers: Workers) -> AsyncIterator[bytes]:
+    """Pieces of what ``start`` (called on a worker thread) gives, gathered into large ones. Closed with the caller."""
+    source = await workers.run(start)
+
+    def gather() -> bytes:
+        batch: list[bytes] = []
+        size = 0
+        for piece in source:
+            batch.append(piece)
+            size += len(piece)
+            if size >= _BATCH_BYTES:
+                break
+        return b"".join(batch) if len(batch) != 1 else batch[0]
+
+    try:
+        while piece := await workers.run(gather):
+            yield piece
+    finally:
+        close = getattr(source, "close", None)
+        if close is not None:
+            await asyncio.shield(workers.run(close))

@@ -1,0 +1,380 @@
+"""Builds: the classic builder's requests, and the engine as the builder sees it (``builder.ports``).
+
+A build holds everything it has made by a lease until an image refers to it. Cache records name images; one whose image
+is gone is forgotten when it is met.
+
+    <data-root>/build/    the contexts of running builds, in files without a name: nothing of them survives a crash
+"""
+
+import os
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import msgspec
+
+from compatd.builder import ports, solve
+from compatd.config import Config
+from compatd.core import bodies, progress
+from compatd.core.images import Image, Images
+from compatd.core.networks import Networks
+from compatd.core.preparation import Preparation
+from compatd.core.runner import StepRunner
+from compatd.core.store import Delete, Put, Store
+from compatd.core.transfers import Transfers
+from compatd.core.volumes import Volumes
+from compatd.errors import InvalidParameter, NotFound, Unsupported
+from compatd.images import compression, tar
+from compatd.images.content import DiffId
+from compatd.images.layers import LayerStore
+from compatd.images.manifest import Platform, host_platform, parse_platform, platform_of
+from compatd.images.reference import Reference, parse_normalized
+from compatd.runtime.client import Spawner
+from compatd.runtime.host import Host
+from compatd.tasks import Workers
+from compatd.wire.parameters import BuildParameters, BuildPruneParameters
+from compatd.wire.types.build import BuildCacheRecord, BuildPruned
+from compatd.wire.types.containers import HostConfig, Ulimit
+from compatd.wire.types.images import ErrorDetail, Progress
+from compatd.wire.types.system import AuthConfig
+
+MAX_CONTEXT_BYTES = 1 << 40
+
+
+class CacheRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The image that a step made."""
+
+    image_id: str
+    created_ns: int
+
+
+class Builds:
+    """Owns the build cache and the directory of running builds' contexts."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        store: Store,
+        host: Host,
+        images: Images,
+        transfers: Transfers,
+        layers: LayerStore,
+        preparation: Preparation,
+        networks: Networks,
+        volumes: Volumes,
+        spawner: Spawner,
+        workers: Workers,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._host = host
+        self._images = images
+        self._transfers = transfers
+        self._layers = layers
+        self._preparation = preparation
+        self._networks = networks
+        self._volumes = volumes
+        self._spawner = spawner
+        self._workers = workers
+        self._workspace = Path(config.data_root) / "build"
+        self._workspace.mkdir(mode=0o700, exist_ok=True)
+        self._cache = {key: msgspec.json.decode(raw, type=CacheRecord) for key, raw in store.load("builds")}
+
+    # ------------------------------------------------------------------- build
+
+    def build(self, parameters: BuildParameters, context: AsyncIterable[bytes]) -> AsyncIterator[Progress]:
+        """Build an image by the classic builder. What comes first is read before anything is put out."""
+        check(parameters)
+        tags = tuple(dict.fromkeys(_tag(text) for text in parameters.tags))
+        wanted = parse_platform(parameters.platform) if parameters.platform else None
+
+        async def work(report: Callable[[Progress], None]) -> None:
+            fd = os.open(self._workspace, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+            try:
+                await bodies.consume(context, lambda stream: _spool(stream, fd), self._workers)
+                await self._build(parameters, tags, wanted, fd, report)
+            finally:
+                os.close(fd)
+
+        return progress.stream(work, name="build")
+
+    async def _build(
+        self,
+        parameters: BuildParameters,
+        tags: tuple[str, ...],
+        wanted: Platform | None,
+        context_fd: int,
+        report: Callable[[Progress], None],
+    ) -> None:
+        request = solve.BuildRequest(
+            context_fd=context_fd,
+            workspace=self._workspace,
+            host=_builder_platform(host_platform()),
+            dockerfile=parameters.dockerfile or solve.DEFAULT_DOCKERFILE,
+            tags=tags,
+            build_args=parameters.args,
+            labels=parameters.labels,
+            target=parameters.target,
+            platform=_builder_platform(wanted) if wanted else None,
+            no_cache=parameters.no_cache,
+            pull=parameters.pull,
+            remove=parameters.remove,
+            force_remove=parameters.force_remove,
+            quiet=parameters.quiet,
+            engine_version="28.5.2",
+        )
+        runner = StepRunner(
+            host_config=build_host_config(parameters),
+            preparation=self._preparation,
+            networks=self._networks,
+            volumes=self._volumes,
+            layers=self._layers,
+            spawner=self._spawner,
+            workers=self._workers,
+            cgroup_version=self._host.cgroup.version,
+        )
+        with self._images.lease() as held:
+            engine = solve.Ports(
+                images=BuildImages(self._images, self._transfers, self._layers, parameters.auths, self._workers),
+                cache=BuildCache(self._cache, self._store, self._images),
+                layers=BuildLayers(self._layers, held.add),
+                runner=runner,
+                fetcher=NoFetcher(),
+                archives=BuildArchives(),
+                workers=self._workers,
+            )
+            try:
+                await solve.build(request, engine, lambda event: report(_progress(event)))
+            except ports.CommandFailed as error:
+                report(Progress(error_detail=ErrorDetail(code=error.code, message=str(error)), error=str(error)))
+        self._images.sweep_later([DiffId(item) for item in held], [])
+
+    # ------------------------------------------------------------------- cache
+
+    async def prune(self, parameters: BuildPruneParameters) -> BuildPruned:
+        """Forget which step made which image. The images themselves are ``image prune``'s."""
+        for key in parameters.filters:
+            raise InvalidParameter(f"invalid filter '{key}'")
+        forgotten = list(self._cache)
+        await self._store.commit(*(Delete("builds", key) for key in forgotten))
+        self._cache.clear()
+        return BuildPruned(caches_deleted=None, space_reclaimed=0)
+
+    def cache_records(self) -> list[BuildCacheRecord]:
+        """The records that are not images: none, for the classic builder caches by images alone."""
+        return []
+
+    async def sweep(self) -> None:
+        """Forget records of images that are gone. At start."""
+        dead = [key for key, record in self._cache.items() if self._images.find(record.image_id) is None]
+        if dead:
+            await self._store.commit(*(Delete("builds", key) for key in dead))
+        for key in dead:
+            del self._cache[key]
+
+
+def check(parameters: BuildParameters) -> None:
+    """``Unsupported`` for what the classic builder here does not have; ``InvalidParameter`` for nonsense."""
+    if parameters.version == "2":
+        raise Unsupported("BuildKit builds are not supported by this engine: set DOCKER_BUILDKIT=0")
+    if parameters.remote:
+        raise Unsupported("building from a remote context is not supported by this engine: send the context")
+    if parameters.squash:
+        raise InvalidParameter("squash is only supported with experimental mode")
+    if parameters.outputs:
+        raise Unsupported("the --output option is not supported by the classic builder")
+    if parameters.cache_from:
+        raise Unsupported("the --cache-from option is not supported by this engine")
+    if parameters.isolation not in ("", "default"):
+        raise InvalidParameter(f"unsupported isolation: {parameters.isolation}")
+
+
+def build_host_config(parameters: BuildParameters) -> HostConfig:
+    """The limits, network and hosts of a build's steps, as for a container."""
+    return HostConfig(
+        memory=parameters.memory,
+        memory_swap=parameters.memory_swap,
+        cpu_shares=parameters.cpu_shares,
+        cpu_period=parameters.cpu_period,
+        cpu_quota=parameters.cpu_quota,
+        cpuset_cpus=parameters.cpuset_cpus,
+        cpuset_mems=parameters.cpuset_mems,
+        cgroup_parent=parameters.cgroup_parent,
+        shm_size=parameters.shm_size,
+        network_mode=parameters.network_mode,
+        extra_hosts=list(parameters.extra_hosts),
+        security_opt=list(parameters.security_opt),
+        ulimits=[Ulimit(name=name, soft=soft, hard=hard) for name, soft, hard in parameters.ulimits],
+    )
+
+
+def _tag(text: str) -> str:
+    reference = parse_normalized(text)
+    if reference.digest is not None:
+        raise InvalidParameter("build tag cannot contain a digest")
+    return reference.with_default_tag().familiar
+
+
+def _spool(stream: bodies.Feed, fd: int) -> None:
+    size = 0
+    while piece := stream.read(1 << 20):
+        size += len(piece)
+        if size > MAX_CONTEXT_BYTES:
+            raise InvalidParameter("the build context is too large")
+        tar.write_all(fd, piece)
+    os.lseek(fd, 0, os.SEEK_SET)
+
+
+def _progress(event: ports.BuildEvent) -> Progress:
+    match event:
+        case ports.Stream(text):
+            return Progress(stream=text)
+        case ports.Aux(image_id):
+            return Progress(aux={"ID": image_id})
+        case ports.Record(fields):
+            return cast(Progress, fields["progress"])
+
+
+def _builder_platform(platform: Platform) -> ports.Platform:
+    return ports.Platform(platform.os, platform.architecture, platform.variant)
+
+
+class BuildImages:
+    """``builder.ports.Images``: the images of the engine, pulled when they are missing."""
+
+    def __init__(
+        self,
+        images: Images,
+        transfers: Transfers,
+        layers: LayerStore,
+        auths: "dict[str, AuthConfig] | object",
+        workers: Workers,
+    ) -> None:
+        self._images = images
+        self._transfers = transfers
+        self._layers = layers
+        self._auths = auths
+        self._workers = workers
+
+    async def resolve(
+        self, name: str, *, platform: ports.Platform | None, pull: bool, output: ports.Output
+    ) -> ports.Base:
+        """See ``builder.ports.Images``."""
+        wanted = (
+            Platform(os=platform.os, architecture=platform.architecture, variant=platform.variant) if platform else None
+        )
+        image: Image | None = None
+        if not pull:
+            try:
+                image = self._images.get(name)
+            except NotFound:
+                image = None
+            if image is not None and wanted and platform_of(image.config) not in wanted.compatible():
+                image = None
+        if image is None:
+            reference = parse_normalized(name).with_default_tag()
+            image = await self._transfers.pull_image(
+                reference, wanted, self._auth(reference), lambda item: output(ports.Record({"progress": item}))
+            )
+        return ports.Base(image_id=image.id, document=image.record.raw)
+
+    def _auth(self, reference: Reference) -> AuthConfig | None:
+        auths = cast("dict[str, AuthConfig]", self._auths)
+        if reference.domain == "docker.io":
+            return auths.get("https://index.docker.io/v1/") or auths.get("docker.io")
+        return auths.get(reference.domain)
+
+    async def read(self, image_id: str) -> ports.Base:
+        """See ``builder.ports.Images``."""
+        image = self._images.find(image_id)
+        if image is None:
+            raise NotFound(f"No such image: {image_id}")
+        return ports.Base(image_id=image.id, document=image.record.raw)
+
+    async def create(self, document: bytes, *, parent: str) -> str:
+        """See ``builder.ports.Images``."""
+        image = await self._images.add(document, parent=parent)
+        self._images.publish("create", image, image.id)
+        return image.id
+
+    async def tag(self, image_id: str, reference: str) -> None:
+        """See ``builder.ports.Images``."""
+        image = self._images.find(image_id)
+        if image is None:
+            raise NotFound(f"No such image: {image_id}")
+        await self._images.tag(image, parse_normalized(reference))
+
+
+class BuildCache:
+    """``builder.ports.Cache`` over the store's table."""
+
+    def __init__(self, records: dict[str, CacheRecord], store: Store, images: Images) -> None:
+        self._records = records
+        self._store = store
+        self._images = images
+
+    async def lookup(self, key: str) -> str | None:
+        """See ``builder.ports.Cache``."""
+        record = self._records.get(key)
+        if record is None or self._images.find(record.image_id) is None:
+            return None
+        return record.image_id
+
+    async def record(self, key: str, image_id: str) -> None:
+        """See ``builder.ports.Cache``."""
+        record = CacheRecord(image_id=image_id, created_ns=time.time_ns())
+        await self._store.commit(Put("builds", key, msgspec.json.encode(record)))
+        self._records[key] = record
+
+
+class BuildLayers:
+    """``builder.ports.Layers``: the layer store, holding what a build makes."""
+
+    def __init__(self, layers: LayerStore, hold: Callable[[str], object]) -> None:
+        self._layers = layers
+        self._hold = hold
+
+    def mount(self, diff_ids: Sequence[str]) -> int:
+        """See ``builder.ports.Layers``."""
+        return self._layers.mount([DiffId(diff_id) for diff_id in diff_ids])
+
+    def apply(self, stream: ports.Readable) -> str:
+        """See ``builder.ports.Layers``."""
+        diff_id = str(self._layers.apply(stream))
+        self._hold(diff_id)
+        return diff_id
+
+
+class BuildArchives:
+    """``builder.ports.Archives``: the engine's tar codec."""
+
+    def read(self, file: BinaryIO) -> Iterator[tuple[ports.TarEntry, int]]:
+        """See ``builder.ports.Archives``."""
+        for entry, offset in tar.members(file):
+            yield ports.TarEntry(*entry), offset
+
+    def header(self, entry: ports.TarEntry) -> bytes:
+        """See ``builder.ports.Archives``."""
+        return tar.encode(tar.Entry(*entry))
+
+    def is_tar(self, head: bytes) -> bool:
+        """See ``builder.ports.Archives``."""
+        return tar.looks_like_tar(head)
+
+    def is_compressed(self, head: bytes) -> bool:
+        """See ``builder.ports.Archives``."""
+        return compression.is_compressed(head)
+
+    def decompress(self, stream: ports.Readable) -> ports.Readable:
+        """See ``builder.ports.Archives``."""
+        return compression.decompressed(stream)
+
+
+class NoFetcher:
+    """``builder.ports.Fetcher`` of an engine that downloads nothing but images yet."""
+
+    async def fetch(self, url: str, into: int, output: ports.Output) -> ports.Fetched:
+        """Refuse."""
+        raise Unsupported(f"ADD of a URL is not supported by this engine: {url}")

@@ -1,0 +1,569 @@
+"""All containers: made, found, listed, renamed, removed, waited for. What runs them is ``core.supervisor``."""
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from compatd import tasks
+from compatd.config import Config
+from compatd.core import creation, inspection, mounts, names
+from compatd.core import filters as filtering
+from compatd.core.container import (
+    Container,
+    ContainerRecord,
+    MountPoint,
+    no_such_container,
+    not_running,
+)
+from compatd.core.filters import Filters
+from compatd.core.images import Image, Images
+from compatd.core.lifecycle import ALIVE, Event, State, advance
+from compatd.core.networks import Networks
+from compatd.core.preparation import Preparation
+from compatd.core.store import Delete, Put, Store
+from compatd.core.supervisor import Supervisor, answer_wait, parse_signal
+from compatd.core.volumes import Volumes
+from compatd.errors import Conflict, EngineError, InvalidParameter, NotFound, SystemFailure, Unsupported, reword
+from compatd.images.content import DiffId
+from compatd.images.manifest import parse_platform, platform_of
+from compatd.linux.inotify import Watches
+from compatd.logs import json_file
+from compatd.logs.format import Rendering
+from compatd.runtime.host import Host
+from compatd.shim.spec import Attach
+from compatd.tasks import Workers
+from compatd.wire.streams import ClientSocket
+from compatd.wire.types.containers import (
+    ContainerCreateRequest,
+    ContainerCreateResponse,
+    ContainerInspect,
+    ContainersPruned,
+    ContainerSummary,
+    HostConfig,
+    LogConfig,
+    TopResponse,
+)
+
+log = logging.getLogger(__name__)
+
+LIST_FILTERS = (
+    "ancestor",
+    "before",
+    "expose",
+    "exited",
+    "health",
+    "id",
+    "isolation",
+    "is-task",
+    "label",
+    "label!",
+    "name",
+    "network",
+    "publish",
+    "since",
+    "status",
+    "volume",
+)
+PRUNE_FILTERS = ("label", "label!", "until")
+WAIT_CONDITIONS = ("", "not-running", "next-exit", "removed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogRequest:
+    """Which part of a container's output, and how it is shown. Times in nanoseconds; ``tail`` None is all."""
+
+    stdout: bool
+    stderr: bool
+    follow: bool = False
+    timestamps: bool = False
+    details: bool = False
+    since_ns: int | None = None
+    until_ns: int | None = None
+    tail: int | None = None
+
+
+class Containers:
+    """Every container of the engine, in memory and in the store."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        store: Store,
+        images: Images,
+        networks: Networks,
+        volumes: Volumes,
+        supervisor: Supervisor,
+        preparation: Preparation,
+        host: Host,
+        workers: Workers,
+        watches: Watches,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._images = images
+        self._networks = networks
+        self._volumes = volumes
+        self._supervisor = supervisor
+        self._preparation = preparation
+        self._host = host
+        self._workers = workers
+        self._watches = watches
+        self._containers = {
+            key: Container(msgspec.json.decode(raw, type=ContainerRecord)) for key, raw in store.load("containers")
+        }
+        self._names = {container.record.name: key for key, container in self._containers.items()}
+        self.exec_ids: Callable[[Container], Sequence[str]] = lambda _: ()
+        supervisor.on_ended.append(self._ended)
+        images.in_use.append(self._users_of_image)
+        images.layers_in_use.append(self._layers)
+        volumes.in_use = self._users_of_volume
+
+    def __iter__(self) -> Iterator[Container]:
+        return iter(list(self._containers.values()))
+
+    # -------------------------------------------------------------------- find
+
+    def get(self, reference: str) -> Container:
+        """By id, name, or the beginning of an id, in this order (moby daemon/container.go, GetContainer)."""
+        bare = reference.removeprefix("/")
+        if (container := self._containers.get(bare)) is not None:
+            return container
+        if (container_id := self._names.get(bare)) is not None:
+            return self._containers[container_id]
+        found = names.find(bare, self._containers)
+        if len(found) > 1:
+            raise InvalidParameter(f"multiple IDs found with provided prefix: {bare}")
+        if not found:
+            raise no_such_container(reference)
+        return self._containers[found[0]]
+
+    # ------------------------------------------------------------------ create
+
+    async def create(
+        self, name: str | None, request: ContainerCreateRequest, platform: str | None = None
+    ) -> ContainerCreateResponse:
+        """Check and record a new container; nothing on the host is touched but the volumes it names.
+
+        ``NotFound``: no such image. ``Conflict``: the name is taken. ``InvalidParameter``, ``Unsupported``: an option.
+        """
+        if request == ContainerCreateRequest():
+            raise InvalidParameter("config cannot be empty in order to create a container")
+        if name:
+            name = names.check_container_name(name)
+        image = self._images.get(request.image)
+        if platform:
+            self._check_platform(platform, image, request.image)
+        container_id = names.new_id()
+        asked = request.host_config or HostConfig()
+        host_config, warnings = creation.complete_host_config(
+            asked,
+            cgroup_version=self._host.cgroup.version,
+            log=LogConfig(type=self._config.log_driver, config=dict(self._config.log_opts)),
+        )
+        shares_host = host_config.uts_mode == "host" or host_config.network_mode == "host"
+        config = creation.complete_config(
+            request.config, image.config, container_id, os.uname().nodename if shares_host else None
+        )
+        networks = self._networks.check_request(host_config, request.networking_config)
+        points = await self._workers.run(mounts.read_mounts, config, host_config)
+        mounts.read_tmpfs(host_config)
+        record = ContainerRecord(
+            id=container_id,
+            name=name or names.make_up(self._names),
+            created_ns=time.time_ns(),
+            image_id=image.id,
+            image=request.image,
+            layers=image.layers,
+            config=config,
+            host_config=host_config,
+            networks=networks,
+            mounts=points,
+        )
+        warnings += self._preparation.check(record)
+        self._check_name_free(record.name)
+        self._names[record.name] = container_id
+        try:
+            record = msgspec.structs.replace(record, mounts=await self._make_volumes(record))
+            await self._store.commit(Put("containers", container_id, msgspec.json.encode(record)))
+        except BaseException:
+            del self._names[record.name]
+            raise
+        self._containers[container_id] = Container(record)
+        self._supervisor.publish(record, "create")
+        return ContainerCreateResponse(id=container_id, warnings=warnings)
+
+    def _check_platform(self, wanted: str, image: Image, name: str) -> None:
+        if platform_of(image.config).normalized() not in parse_platform(wanted).compatible():
+            raise NotFound(
+                f"image with reference {name} was found but does not provide the specified platform ({wanted})"
+            )
+
+    def _check_name_free(self, name: str) -> None:
+        if (owner := self._names.get(name)) is not None:
+            raise Conflict(
+                f'Conflict. The container name "/{name}" is already in use by container "{owner}".'
+                " You have to remove (or rename) that container to be able to reuse that name."
+            )
+
+    async def _make_volumes(self, record: ContainerRecord) -> tuple[MountPoint, ...]:
+        points: list[MountPoint] = []
+        for point in record.mounts:
+            if point.type == "volume":
+                volume = await self._volumes.ensure(point.name or None, anonymous=point.anonymous)
+                point = msgspec.structs.replace(point, name=volume.name, source=self._volumes.path(volume.name))
+            points.append(point)
+        return tuple(points)
+
+    # ----------------------------------------------------------- inspect, list
+
+    async def inspect(self, reference: str, *, size: bool = False) -> ContainerInspect:
+        """One container in full; sizes are counted only when asked for."""
+        container = self.get(reference)
+        sizes = await self._sizes(container.record) if size else None
+        return inspection.inspect(
+            container.record,
+            paths=self._preparation.paths(container.id),
+            networks=self._networks,
+            sizes=sizes,
+            exec_ids=self.exec_ids(container),
+        )
+
+    async def listing(
+        self, filters: Filters, *, all: bool = False, limit: int = 0, size: bool = False
+    ) -> list[ContainerSummary]:
+        """Containers as ``docker ps`` shows them, newest first."""
+        filtering.check(filters, LIST_FILTERS)
+        everything = all or limit > 0 or any(filters.get(key) for key in ("status", "exited", "since", "before"))
+        selected = [c for c in self._select(filters) if everything or c.record.state in ALIVE]
+        selected.sort(key=lambda container: container.record.created_ns, reverse=True)
+        if limit > 0:
+            selected = selected[:limit]
+        names: dict[str, str] = {}
+        return [
+            inspection.summarize(
+                container.record,
+                networks=self._networks,
+                image_name=self._shown_image(container.record, names),
+                sizes=await self._sizes(container.record) if size else None,
+            )
+            for container in selected
+        ]
+
+    def _shown_image(self, record: ContainerRecord, known: dict[str, str]) -> str:
+        """The name the container was made with, or the id once that name points elsewhere (moby daemon/list.go)."""
+        if record.image not in known:
+            try:
+                known[record.image] = self._images.get(record.image).id
+            except EngineError:
+                known[record.image] = ""
+        return record.image if known[record.image] == record.image_id else record.image_id
+
+    def _select(self, filters: Filters) -> list[Container]:
+        before = max((self.get(text).record.created_ns for text in filters.get("before", ())), default=None)
+        since = max((self.get(text).record.created_ns for text in filters.get("since", ())), default=None)
+        statuses = filters.get("status", ())
+        for status in statuses:
+            if status not in State.__members__.values():
+                raise InvalidParameter(f"invalid filter 'status={status}'")
+        exited: set[int] = set()
+        for code in filters.get("exited", ()):
+            if not code.removeprefix("-").isdecimal() or not code.isascii():
+                raise InvalidParameter(f"invalid filter 'exited={code}'")
+            exited.add(int(code))
+        ancestors = self._ancestor_ids(filters.get("ancestor", ()))
+        chosen: list[Container] = []
+        for container in self._containers.values():
+            record = container.record
+            labels = record.config.labels
+            if filters.get("id") and not any(record.id.startswith(text) for text in filters["id"]):
+                continue
+            if filters.get("name") and not (
+                filtering.matches_any(filters["name"], record.name)
+                or filtering.matches_any(filters["name"], "/" + record.name)
+            ):
+                continue
+            if not filtering.matches_labels(filters.get("label", ()), labels):
+                continue
+            if filtering.excludes_labels(filters.get("label!", ()), labels):
+                continue
+            if statuses and record.state not in statuses:
+                continue
+            if exited and (record.exit_code not in exited or record.state in ALIVE or not record.finished_ns):
+                continue
+            if before is not None and record.created_ns >= before:
+                continue
+            if since is not None and record.created_ns <= since:
+                continue
+            if filters.get("ancestor") and record.image_id not in ancestors:
+                continue
+            if filters.get("health") and "none" not in filters["health"]:
+                continue
+            if filters.get("network") and not self._networks.joins(record, filters["network"]):
+                continue
+            if filters.get("volume") and not any(
+                text in (point.name, point.target, point.source)
+                for text in filters["volume"]
+                for point in record.mounts
+            ):
+                continue
+            if not inspection.matches_ports(record, filters.get("publish", ()), filters.get("expose", ())):
+                continue
+            chosen.append(container)
+        return chosen
+
+    def _ancestor_ids(self, references: Sequence[str]) -> set[str]:
+        ids: set[str] = set()
+        for reference in references:
+            try:
+                root = self._images.get(reference)
+            except EngineError:
+                continue
+            ids |= {
+                image.id
+                for image in self._images
+                if image.layers[: len(root.layers)] == root.layers
+                and (image.id == root.id or self._descends(image.id, root.id))
+            }
+        return ids
+
+    def _descends(self, image_id: str, ancestor_id: str) -> bool:
+        while image_id:
+            if image_id == ancestor_id:
+                return True
+            image = self._images.find(image_id)
+            image_id = image.record.parent if image else ""
+        return False
+
+    async def _sizes(self, record: ContainerRecord) -> tuple[int, int]:
+        """(bytes written by the container, bytes of the whole root)."""
+        image = self._images.find(record.image_id)
+        below = await self._images.size_bytes(image) if image else 0
+        own = await self._workers.run(self._preparation.upper_size_bytes, record.id)
+        return own, own + below
+
+    # ----------------------------------------------------------- rename, remove
+
+    async def rename(self, reference: str, new_name: str) -> None:
+        """``Conflict`` when the new name is taken."""
+        container = self.get(reference)
+        old = container.record.name
+        if not new_name or not reference:
+            raise InvalidParameter("Neither old nor new names may be empty")
+        new_name = names.check_container_name(new_name)
+        if new_name == old:
+            raise InvalidParameter("Renaming a container with the same name as its current name")
+        async with container.lock:
+            self._check_name_free(new_name)
+            self._names[new_name] = container.id
+            try:
+                await self._supervisor.commit(container, msgspec.structs.replace(container.record, name=new_name))
+            except BaseException:
+                del self._names[new_name]
+                raise
+            del self._names[old]
+        self._supervisor.publish(container.record, "rename", {"oldName": f"/{old}"})
+
+    async def remove(self, reference: str, *, force: bool = False, volumes: bool = False, link: bool = False) -> None:
+        """Remove; a running one only by ``force``. Directories follow later, off the reply's path."""
+        container = self.get(reference)
+        if link:
+            raise InvalidParameter("links between containers are not supported by this engine")
+        record = container.record
+        if record.state is State.REMOVING:
+            raise Conflict(f"removal of container {record.name} is already in progress")
+        if container.alive or record.state is State.RESTARTING:
+            if not force:
+                what = "is paused and must be unpaused first" if record.state is State.PAUSED else "is running"
+                advice = "stop the container before removing or force remove"
+                if record.state is State.RESTARTING:
+                    what, advice = "is restarting", "stop the container before removing or force remove"
+                raise Conflict(f'cannot remove container "{record.name}": container {what}: {advice}')
+            if record.state is State.RESTARTING:
+                await self._supervisor.kill(container, 9)
+            else:
+                await self._supervisor.force_end(container)
+        await self._remove(container, volumes=volumes)
+
+    async def _remove(self, container: Container, *, volumes: bool) -> None:
+        async with container.lock:
+            record = container.record
+            if record.id not in self._containers:
+                return
+            container.record = msgspec.structs.replace(record, state=advance(record.state, Event.REMOVE))
+            await self._store.commit(Delete("containers", record.id))
+            del self._containers[record.id]
+            self._names.pop(record.name, None)
+        self._supervisor.publish(record, "destroy")
+        for pending in container.waits:
+            answer_wait(pending.socket, record.exit_code)
+        container.waits.clear()
+        container.drop_clients()
+        if container.last_shim is not None:
+            with contextlib.suppress(SystemFailure):  # nobody waited for the removal, so it has ended
+                await container.last_shim.removed()
+        self._preparation.remove_later(record)
+        if self._images.find(record.image_id) is None:
+            await self._images.sweep([DiffId(layer) for layer in record.layers], [])
+        if volumes:
+            for point in record.mounts:
+                if point.type == "volume" and point.anonymous:
+                    await self._volumes.remove_unused(point.name)
+
+    def _ended(self, container: Container) -> None:
+        ended = not container.alive and container.record.state is not State.RESTARTING
+        if container.record.host_config.auto_remove and ended and not container.restarting_by_user:
+            tasks.detach(self._remove(container, volumes=True), name=f"auto-remove {container.id[:12]}")
+
+    async def prune(self, filters: Filters) -> ContainersPruned:
+        """Remove every container that does not run."""
+        filtering.check(filters, PRUNE_FILTERS)
+        until = filtering.until_ns(filters)
+        deleted: list[str] = []
+        reclaimed = 0
+        for container in self:
+            record = container.record
+            if record.state not in (State.CREATED, State.EXITED, State.DEAD):
+                continue
+            if until is not None and record.created_ns > until:
+                continue
+            if not filtering.matches_labels(filters.get("label", ()), record.config.labels):
+                continue
+            if filtering.excludes_labels(filters.get("label!", ()), record.config.labels):
+                continue
+            own, _ = await self._sizes(record)
+            await self._remove(container, volumes=False)
+            deleted.append(record.id)
+            reclaimed += own
+        self._supervisor.publish_prune("container", reclaimed)
+        return ContainersPruned(containers_deleted=deleted or None, space_reclaimed=reclaimed)
+
+    # ------------------------------------------------------------ start … wait
+
+    async def start(self, reference: str) -> None:
+        """See ``Supervisor.start``."""
+        await self._supervisor.start(self.get(reference))
+
+    async def stop(self, reference: str, *, timeout_s: int | None = None, signal: str | None = None) -> None:
+        """See ``Supervisor.stop``."""
+        await self._supervisor.stop(self.get(reference), timeout_s=timeout_s, signal=signal)
+
+    async def restart(self, reference: str, *, timeout_s: int | None = None, signal: str | None = None) -> None:
+        """See ``Supervisor.restart``."""
+        container = self.get(reference)
+        try:
+            await self._supervisor.restart(container, timeout_s=timeout_s, signal=signal)
+        except EngineError as error:
+            raise reword(error, f"Cannot restart container {reference}: {error}") from error
+
+    async def kill(self, reference: str, signal: str | None = None) -> None:
+        """Send a signal, SIGKILL by default."""
+        container = self.get(reference)
+        try:
+            await self._supervisor.kill(container, parse_signal(signal) if signal else 9)
+        except (Conflict, InvalidParameter) as error:
+            raise reword(error, f"cannot kill container: {reference}: {error}") from error
+
+    async def pause(self, reference: str) -> None:
+        """See ``Supervisor.pause``."""
+        await self._supervisor.pause(self.get(reference))
+
+    async def unpause(self, reference: str) -> None:
+        """See ``Supervisor.unpause``."""
+        await self._supervisor.unpause(self.get(reference))
+
+    def check_wait(self, reference: str, condition: str) -> tuple[Container, int | None]:
+        """(the container, its exit code if ``condition`` holds already)."""
+        if condition not in WAIT_CONDITIONS:
+            raise InvalidParameter(f'invalid condition: "{condition}"')
+        container = self.get(reference)
+        settled = not container.alive and container.record.state is not State.RESTARTING
+        if condition in ("", "not-running") and settled:
+            return container, container.record.exit_code
+        return container, None
+
+    async def wait(self, container: Container, condition: str, socket: ClientSocket) -> None:
+        """See ``Supervisor.wait``."""
+        await self._supervisor.wait(container, condition or "not-running", socket)
+
+    def check_attach(self, reference: str) -> Container:
+        """The container, if clients can attach to it (moby daemon/attach.go, ContainerAttach)."""
+        container = self.get(reference)
+        state = container.record.state
+        if state is State.PAUSED:
+            raise Conflict(f"container {container.id} is paused, unpause the container before attach")
+        if state is State.RESTARTING:
+            raise Conflict(f"container {container.id} is restarting, wait until the container is running")
+        return container
+
+    async def attach(self, container: Container, attach: Attach, socket: ClientSocket) -> None:
+        """See ``Supervisor.attach``."""
+        await self._supervisor.attach(container, attach, socket)
+
+    async def resize(self, reference: str, height: int, width: int) -> None:
+        """Size of the terminal of a running container."""
+        container = self.get(reference)
+        await container.running_shim().resize(height, width)
+        self._supervisor.publish(container.record, "resize", {"height": str(height), "width": str(width)})
+
+    # -------------------------------------------------------------- logs, top
+
+    def logs(self, reference: str, request: LogRequest) -> tuple[bool, AsyncIterator[bytes]]:
+        """(whether there is a tty, the output: framed unless there is), following while it runs if asked to."""
+        if not request.stdout and not request.stderr:
+            raise InvalidParameter("Bad parameters: you must choose at least one stream")
+        container = self.get(reference)
+        if container.record.host_config.log_config.type == "none":
+            raise Unsupported("configured logging driver does not support reading")
+        return container.record.config.tty, self._read_logs(container, request)
+
+    async def _read_logs(self, container: Container, request: LogRequest) -> AsyncIterator[bytes]:
+        selection = json_file.Selection(since_ns=request.since_ns, until_ns=request.until_ns, tail=request.tail)
+        rendering = Rendering(
+            stdout=request.stdout,
+            stderr=request.stderr,
+            timestamps=request.timestamps,
+            details=request.details,
+            framed=not container.record.config.tty,
+        )
+        follow = None
+        if request.follow and container.alive:
+            follow = json_file.Follow(watches=self._watches, stopped=container.ended)
+        path = self._preparation.paths(container.id).log
+        async for piece in json_file.stream(path, selection, rendering, workers=self._workers, follow=follow):
+            yield piece
+
+    async def top(self, reference: str, ps_args: str) -> TopResponse:
+        """The processes of a running container, as ``ps`` prints them."""
+        container = self.get(reference)
+        if not container.alive:
+            raise not_running(container.id)
+        if container.record.state is State.RESTARTING:
+            raise Conflict(f"container {container.id} is restarting, wait until the container is running")
+        response = await self._workers.run(self._preparation.top, container.record, ps_args)
+        self._supervisor.publish(container.record, "top")
+        return response
+
+    # ------------------------------------------------------------------- users
+
+    def _users_of_image(self, image_id: str) -> list[tuple[str, bool]]:
+        return [(c.id, c.alive) for c in self._containers.values() if c.record.image_id == image_id]
+
+    def _users_of_volume(self, name: str) -> list[str]:
+        return [
+            c.id
+            for c in self._containers.values()
+            if any(point.type == "volume" and point.name == name for point in c.record.mounts)
+        ]
+
+    def _layers(self) -> set[str]:
+        return {layer for c in self._containers.values() for layer in c.record.layers}
+
+    def count(self, *states: State) -> int:
+        """How many are in one of ``states``."""
+        return sum(c.record.state in states for c in self._containers.values())

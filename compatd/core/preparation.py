@@ -1,0 +1,347 @@
+"""What a container needs on the host: files, volumes, network, and the document its shim is launched with.
+
+    <data-root>/containers/<id>/
+        upper, work               the writable layer
+        hosts, hostname, resolv.conf   made anew at each start, bound into the container
+        <id>-json.log             its output, written by the shim
+    <exec-root>/containers/<id>/  the shim's: its socket, the exit status
+
+Everything acquired for a start goes on the caller's stack. Removal happens off the reply's path; what a killed engine
+leaves here is swept at the next start (``core.recovery``), since no record mentions it any more.
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from compatd import tasks
+from compatd.config import Config
+from compatd.core.container import ContainerRecord, MountPoint, PendingAttach, PendingWait
+from compatd.core.inspection import ContainerPaths, directory_paths
+from compatd.core.networks import Networks
+from compatd.core.translation import container_spec, environment
+from compatd.core.volumes import Volumes
+from compatd.errors import InvalidParameter, SystemFailure
+from compatd.images.content import DiffId
+from compatd.images.layers import LayerStore
+from compatd.linux.assembly import Assembly, clone_root
+from compatd.linux.assembly import Bind as AssemblyBind
+from compatd.linux.rootdir import Rootdir
+from compatd.network import files
+from compatd.network.driver import Endpoint
+from compatd.network.files import DnsConfig, resolve_extra_hosts
+from compatd.runtime import cgroups, processes
+from compatd.runtime.host import Host
+from compatd.runtime.spec import build_exec, build_launch
+from compatd.shim import users
+from compatd.shim.failures import Failed
+from compatd.shim.spec import Attach, Exec, Launch, Wait
+from compatd.tasks import Workers
+from compatd.wire.types.containers import ExecCreateRequest, TopResponse
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class Prepared:
+    """What a start has acquired. ``netns_fd`` is owned until ``release``."""
+
+    endpoints: dict[str, Endpoint] = field(default_factory=dict[str, Endpoint])
+    lowers: Sequence[str] = ()
+    netns_fd: int | None = None
+    extra_hosts: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+
+    def release(self) -> None:
+        """Close what only the start needed; the container keeps the namespace alive itself."""
+        if self.netns_fd is not None:
+            os.close(self.netns_fd)
+            self.netns_fd = None
+
+
+class Preparation:
+    """Owns the containers' directories."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        host: Host,
+        layers: LayerStore,
+        networks: Networks,
+        volumes: Volumes,
+        workers: Workers,
+    ) -> None:
+        self._data = Path(config.data_root) / "containers"
+        self._state = Path(config.exec_root) / "containers"
+        self._host = host
+        self._layers = layers
+        self._networks = networks
+        self._config = config
+        self._volumes = volumes
+        self._workers = workers
+
+    def paths(self, container_id: str) -> ContainerPaths:
+        """Where a container's files are, whether or not they are there."""
+        return directory_paths(str(self._data / container_id), container_id)
+
+    def state_dir(self, container_id: str) -> Path:
+        """Where its shim is found."""
+        return self._state / container_id
+
+    def check(self, record: ContainerRecord) -> list[str]:
+        """Try to build the launch document without touching anything: warnings, or what is wrong with the options."""
+        spec = container_spec(record, paths=self.paths(record.id), state_dir=str(self._state), lowers=())
+        build_launch(spec, self._host)
+        _, warnings = cgroups.check(spec.resources, self._host)
+        return warnings
+
+    # ------------------------------------------------------------------- start
+
+    async def prepare(self, record: ContainerRecord, undo: AsyncExitStack) -> Prepared:
+        """Make everything ready for the shim; each acquisition is undone by ``undo`` unless the start succeeds."""
+        prepared = Prepared()
+        prepared.endpoints, prepared.netns_fd = await self._networks.connect(record)
+        undo.callback(prepared.release)
+        for endpoint in prepared.endpoints.values():
+            undo.push_async_callback(self._networks.disconnect, endpoint)
+        prepared.extra_hosts = resolve_extra_hosts(record.host_config.extra_hosts or (), self._gateways())
+        prepared.lowers = await self._workers.run(self._prepare_files, record, prepared)
+        return prepared
+
+    def _prepare_files(self, record: ContainerRecord, prepared: Prepared) -> Sequence[str]:
+        paths = self.paths(record.id)
+        os.makedirs(paths.directory, mode=0o710, exist_ok=True)
+        for directory in (paths.upper, paths.work):
+            os.makedirs(directory, exist_ok=True)
+        state = self.state_dir(record.id)
+        shutil.rmtree(state, ignore_errors=True)
+        state.mkdir(mode=0o700, parents=True)
+        if record.host_config.cgroup_parent:
+            cgroups.prepare(self._host, record.host_config.cgroup_parent)
+        self._write_files(record, paths, prepared)
+        lowers = self._layers.lowers([DiffId(layer) for layer in record.layers])
+        for point in record.mounts:
+            self._prepare_mount(record, point)
+        return lowers
+
+    def _write_files(self, record: ContainerRecord, paths: ContainerPaths, prepared: Prepared) -> None:
+        config, host_config = record.config, record.host_config
+        on_host = host_config.network_mode == "host"
+        dns = DnsConfig(
+            nameservers=host_config.dns or self._config.dns,
+            search=host_config.dns_search or self._config.dns_search,
+            options=host_config.dns_options or self._config.dns_opts,
+        )
+        resolver = files.resolv_conf(files.host_resolv_conf(host_network=on_host), dns, host_network=on_host)
+        address = next((endpoint.ip_address for endpoint in prepared.endpoints.values()), "")
+        hosts = files.hosts(
+            address=address,
+            hostname=config.hostname,
+            domainname=config.domainname,
+            extra=prepared.extra_hosts,
+        )
+        if on_host:
+            hosts = _host_file("/etc/hosts") + "".join(f"{ip}\t{name}\n" for name, ip in prepared.extra_hosts)
+        for path, text in (
+            (paths.resolv_conf, resolver),
+            (paths.hosts, hosts),
+            (paths.hostname, files.hostname(config.hostname)),
+        ):
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.chmod(path, 0o644)
+
+    def _gateways(self) -> list[str]:
+        if self._config.host_gateway_ips:
+            return list(self._config.host_gateway_ips)
+        return [self._networks.gateway] if self._networks.gateway else []
+
+    def _prepare_mount(self, record: ContainerRecord, point: MountPoint) -> None:
+        if point.type == "volume":
+            if not os.path.isdir(point.source):
+                raise SystemFailure(f"failed to mount local volume: {point.source}: no such file or directory")
+            if point.copy_up:
+                self._copy_up(record, point)
+        elif not os.path.lexists(point.source):
+            if not point.create_source:
+                raise InvalidParameter(
+                    f'invalid mount config for type "bind": bind source path does not exist: {point.source}'
+                )
+            os.makedirs(point.source, exist_ok=True)
+
+    def _copy_up(self, record: ContainerRecord, point: MountPoint) -> None:
+        """Fill an empty volume with what the image has where it is mounted (moby daemon/volumes.go)."""
+        with os.scandir(point.source) as entries:
+            if next(entries, None) is not None:
+                return
+        with Rootdir(self._layers.mount([DiffId(layer) for layer in record.layers])) as root:
+            self._volumes.copy_up(point.name, root, point.target)
+
+    def build(
+        self,
+        record: ContainerRecord,
+        prepared: Prepared,
+        attaches: Sequence[PendingAttach],
+        waits: Sequence[PendingWait],
+    ) -> tuple[Launch, list[int]]:
+        """The launch document, and the descriptors that go with it (all still owned by their owners)."""
+        fds: list[int] = []
+        if prepared.netns_fd is not None:
+            fds.append(prepared.netns_fd)
+        handed: list[Attach] = []
+        for pending in attaches:
+            handed.append({**pending.attach, "fd": len(fds)})
+            fds.append(pending.socket.fd)
+        waiting: list[Wait] = []
+        for wait in waits:
+            waiting.append({"fd": len(fds), "condition": "removed" if wait.condition == "removed" else "exit"})
+            fds.append(wait.socket.fd)
+        spec = container_spec(
+            record,
+            paths=self.paths(record.id),
+            state_dir=str(self.state_dir(record.id)),
+            lowers=prepared.lowers,
+            netns_fd=0 if prepared.netns_fd is not None else None,
+        )
+        return build_launch(spec, self._host, attaches=handed, waits=waiting), fds
+
+    def build_exec(
+        self,
+        record: ContainerRecord,
+        exec_id: str,
+        request: ExecCreateRequest,
+        attach: Attach | None,
+        console_size: tuple[int, int] | None,
+    ) -> Exec:
+        """The document for one more process in a running container."""
+        spec = container_spec(record, paths=self.paths(record.id), state_dir=str(self.state_dir(record.id)), lowers=())
+        own = {entry.partition("=")[0] for entry in request.env or ()}
+        inherited = [entry for entry in environment(record) if entry.partition("=")[0] not in own]
+        return build_exec(
+            spec,
+            self._host,
+            exec_id=exec_id,
+            args=request.cmd or (),
+            env=[*inherited, *(entry for entry in request.env or () if "=" in entry)],
+            cwd=request.working_dir or record.config.working_dir,
+            user=request.user or record.config.user,
+            tty=request.tty,
+            privileged=request.privileged,
+            console_size=console_size,
+            attach=attach,
+        )
+
+    def assemble(self, record: ContainerRecord, pid: int) -> Assembly:
+        """A container's root with its binds and volumes, for looking and copying; ``pid`` 0: it does not run.
+
+        The caller closes it. Blocks.
+        """
+        paths = self.paths(record.id)
+        if pid:
+            root_fd = clone_root(pid)
+        else:
+            for directory in (paths.upper, paths.work):
+                os.makedirs(directory, exist_ok=True)
+            root_fd = self._layers.mount(
+                [DiffId(layer) for layer in record.layers], Path(paths.upper), Path(paths.work)
+            )
+        binds = [
+            AssemblyBind(source=point.source, target=point.target, readonly=point.readonly)
+            for point in sorted(record.mounts, key=lambda point: point.target.count("/"))
+            if os.path.exists(point.source)
+        ]
+        try:
+            return Assembly(root_fd, binds, readonly=record.host_config.readonly_rootfs)
+        finally:
+            os.close(root_fd)
+
+    def owner_of(self, record: ContainerRecord) -> tuple[int, int]:
+        """(uid, gid) of the user a container runs as, for copies that are to belong to it."""
+        with self.assemble(record, record.pid) as tree:
+            passwd, group = (
+                tree.root.read(path, users.MAX_FILE_BYTES) if tree.root.exists(path) else b""
+                for path in ("/etc/passwd", "/etc/group")
+            )
+        try:
+            identity = users.resolve(record.config.user, (), passwd, group)
+        except Failed as error:
+            raise InvalidParameter(str(error)) from error
+        return identity.uid, identity.gid
+
+    # --------------------------------------------------------------------- end
+
+    def discard(self, record: ContainerRecord) -> None:
+        """Let go of what only a running container needs. Its shim removes its own cgroup; this catches the rest."""
+        tasks.detach(self._workers.run(cgroups.remove, self._cgroup(record)), name=f"cgroups of {record.id[:12]}")
+
+    def remove_later(self, record: ContainerRecord) -> None:
+        """Remove a container's directories, off the caller's path."""
+        tasks.detach(self._workers.run(self.remove, record.id), name=f"files of {record.id[:12]}")
+
+    def remove(self, container_id: str) -> None:
+        """Remove a container's directories now. Nothing that others can reach is followed."""
+        for directory in (self._data / container_id, self._state / container_id):
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def known_ids(self) -> set[str]:
+        """Every id that has a directory, whether or not a record mentions it."""
+        found: set[str] = set()
+        for root in (self._data, self._state):
+            if root.is_dir():
+                found |= {entry.name for entry in os.scandir(root)}
+        return found
+
+    # ----------------------------------------------------------------- cgroups
+
+    def _cgroup(self, record: ContainerRecord) -> cgroups.ContainerCgroup:
+        return cgroups.locate(self._host, record.id, record.host_config.cgroup_parent)
+
+    async def freeze(self, record: ContainerRecord) -> None:
+        """Stop every process of a container where it is."""
+        await self._workers.run(cgroups.freeze, self._cgroup(record))
+
+    async def thaw(self, record: ContainerRecord) -> None:
+        """Let them go on."""
+        await self._workers.run(cgroups.thaw, self._cgroup(record))
+
+    async def kill_all(self, record: ContainerRecord) -> None:
+        """SIGKILL everything in a container's cgroup, whoever its parent is."""
+        await self._workers.run(cgroups.kill_all, self._cgroup(record))
+
+    def top(self, record: ContainerRecord, ps_args: str) -> TopResponse:
+        """The processes of a container in the columns of ``ps``."""
+        titles, rows = processes.list_processes(cgroups.pids(self._cgroup(record)), ps_args)
+        return TopResponse(titles=titles, processes=rows)
+
+    def upper_size_bytes(self, container_id: str) -> int:
+        """Bytes of files in the writable layer; hard links count once."""
+        total = 0
+        seen: set[tuple[int, int]] = set()
+        pending = [self.paths(container_id).upper]
+        while pending:
+            try:
+                entries = list(os.scandir(pending.pop()))
+            except OSError:
+                continue
+            for entry in entries:
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except OSError:
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                elif entry.is_file(follow_symlinks=False) and (status.st_dev, status.st_ino) not in seen:
+                    seen.add((status.st_dev, status.st_ino))
+                    total += status.st_size
+        return total
+
+
+def _host_file(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,122 @@
+"""What an engine does with what it finds: containers still running, containers that died meanwhile, and litter.
+
+In this order, before the first request is answered:
+
+1. Every container that has a shim is adopted: output, exit status and clients never noticed the engine's absence.
+2. Every container that was running and has no shim gets its end recorded: from what its shim left, else as 255,
+   moby's code for a run whose end nobody saw (the machine went down).
+3. Networks are restored for what runs: addresses, ports, rules. Everything else of ours is removed.
+4. Directories, layers and blobs that no record mentions go; in the background, since that may take long.
+5. Restart policies: what should run and does not is started, in the background.
+"""
+
+import asyncio
+import logging
+import time
+
+from compatd import tasks
+from compatd.core.builds import Builds
+from compatd.core.container import Container
+from compatd.core.containers import Containers
+from compatd.core.images import Images
+from compatd.core.lifecycle import ALIVE, State
+from compatd.core.networks import Networks
+from compatd.core.preparation import Preparation
+from compatd.core.restart import RestartPolicy
+from compatd.core.supervisor import Supervisor
+from compatd.core.volumes import Volumes
+from compatd.errors import EngineError
+from compatd.runtime.client import Shim, connect, read_exit
+from compatd.shim.spec import Exit
+from compatd.tasks import Workers
+
+log = logging.getLogger(__name__)
+
+UNSEEN_EXIT_CODE = 255
+
+
+class Recovery:
+    """One engine's start."""
+
+    def __init__(
+        self,
+        *,
+        containers: Containers,
+        supervisor: Supervisor,
+        preparation: Preparation,
+        networks: Networks,
+        images: Images,
+        volumes: Volumes,
+        builds: Builds,
+        workers: Workers,
+    ) -> None:
+        self._containers = containers
+        self._supervisor = supervisor
+        self._preparation = preparation
+        self._networks = networks
+        self._images = images
+        self._volumes = volumes
+        self._builds = builds
+        self._workers = workers
+
+    async def run(self) -> None:
+        """Steps 1 to 3; the rest goes on in the background."""
+        wanted: list[Container] = []
+        await asyncio.gather(*(self._recover(container, wanted) for container in self._containers))
+        await self._networks.restore(
+            [container.record for container in self._containers if container.record.state in ALIVE]
+        )
+        await self._end_strays()
+        tasks.detach(self._sweep(), name="sweep")
+        for container in wanted:
+            tasks.detach(self._start(container), name=f"start {container.id[:12]} with the engine")
+
+    async def _recover(self, container: Container, wanted: list[Container]) -> None:
+        record = container.record
+        shim = await self._find_shim(record.id)
+        if shim is not None:
+            self._supervisor.adopt(container, shim)
+            return
+        was_running = record.state in ALIVE or record.state is State.RESTARTING
+        # Endpoints are recorded before a launch: such a container may have been about to start.
+        if record.state in ALIVE or (record.endpoints and record.state is not State.RESTARTING):
+            left = read_exit(self._preparation.state_dir(record.id))
+            async with container.lock:
+                await self._supervisor.record_lost(container, left or _unseen())
+        if container.record.host_config.auto_remove and was_running:
+            self._supervisor.notify_ended(container)
+        elif RestartPolicy.of(container.record).wants_start_with_engine(was_running) and record.started_ns:
+            wanted.append(container)
+
+    async def _find_shim(self, container_id: str) -> Shim | None:
+        try:
+            return await connect(self._preparation.state_dir(container_id))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None
+
+    async def _end_strays(self) -> None:
+        """Shims of containers that no record mentions: steps of builds, or removals that were not finished."""
+        known = {container.id for container in self._containers}
+        for container_id in self._preparation.known_ids() - known:
+            shim = await self._find_shim(container_id)
+            if shim is not None:
+                if not shim.exited.done():
+                    await shim.signal(9)
+                    await asyncio.wait({shim.exited}, timeout=10)
+                await shim.removed()
+                await shim.release()
+            await self._workers.run(self._preparation.remove, container_id)
+
+    async def _sweep(self) -> None:
+        await self._builds.sweep()
+        await self._images.sweep_all()
+
+    async def _start(self, container: Container) -> None:
+        try:
+            await self._supervisor.start(container)
+        except EngineError as error:
+            log.warning("container %s could not be started: %s", container.id[:12], error)
+
+
+def _unseen() -> Exit:
+    return {"code": UNSEEN_EXIT_CODE, "exited_ns": time.time_ns(), "oom_killed": False}

@@ -1,0 +1,432 @@
+"""Runs containers: start, stop, kill, restart, and what follows when one has ended.
+
+A start acquires in this order, each on an ``AsyncExitStack`` before the next begins: files, network, the shim. A
+failed start therefore leaves nothing behind. The record is committed with its endpoints before the shim is launched:
+an engine killed in between finds either no shim (the container did not start) or a shim (it runs, and is adopted),
+and knows what the container holds in both cases.
+
+When a container ends, its shim has recorded how; the engine commits the end, tells everyone, lets the shim go, and
+leaves what is slow (veths, directories) to the reaper.
+"""
+
+import asyncio
+import logging
+import os
+import signal as signals
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+import msgspec
+
+from compatd import tasks
+from compatd.core import container as containers
+from compatd.core.container import Container, ContainerRecord, PendingAttach, PendingWait
+from compatd.core.events import Events
+from compatd.core.lifecycle import ALIVE, Event, State, advance
+from compatd.core.networks import Networks
+from compatd.core.preparation import Preparation
+from compatd.core.restart import RestartPolicy
+from compatd.core.store import Put, Store
+from compatd.errors import Conflict, EngineError, InvalidParameter, NotModified
+from compatd.runtime.client import Shim, Spawner, StartFailed
+from compatd.shim.spec import Attach, Exit
+from compatd.wire.streams import ClientSocket, wait_result
+
+log = logging.getLogger(__name__)
+
+DEFAULT_STOP_TIMEOUT_S = 10
+# After SIGKILL a process can still be stuck in the kernel; a client should hear of it then (moby waits 10 s too).
+KILL_TIMEOUT_S = 10
+
+
+class Supervisor:
+    """Owns the shims' connections and the tasks that watch them."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        events: Events,
+        networks: Networks,
+        preparation: Preparation,
+        spawner: Spawner,
+    ) -> None:
+        self._store = store
+        self._events = events
+        self._networks = networks
+        self._preparation = preparation
+        self._spawner = spawner
+        self.stopping = False
+        self.on_ended: list[Callable[[Container], None]] = []
+
+    # ---------------------------------------------------------------- records
+
+    async def commit(self, container: Container, record: ContainerRecord) -> None:
+        """Replace the container's record, durably. The caller holds the container's lock."""
+        await self._store.commit(Put("containers", record.id, msgspec.json.encode(record)))
+        container.record = record
+
+    def publish(self, record: ContainerRecord, action: str, extra: dict[str, str] | None = None) -> None:
+        """Publish a container event with the attributes Docker gives it: labels, image, name."""
+        attributes = dict(record.config.labels or {})
+        attributes |= {"image": record.image, "name": record.name}
+        self._events.publish("container", action, record.id, attributes | (extra or {}))
+
+    def publish_prune(self, kind: str, reclaimed_bytes: int) -> None:
+        """Publish that a prune has happened."""
+        self._events.publish(kind, "prune", "", {"reclaimed": str(reclaimed_bytes)})
+
+    # ------------------------------------------------------------------ start
+
+    async def start(self, container: Container) -> None:
+        """Start, and return when the program has been executed.
+
+        ``NotModified``: it runs. ``Conflict``: it is paused or being removed. ``StartFailed`` and other errors as
+        Docker words them; the record then tells why.
+        """
+        async with container.lock:
+            state = container.record.state
+            if state is State.PAUSED:
+                raise Conflict("cannot start a paused container, try unpause instead")
+            if state is State.RUNNING:
+                raise NotModified("")
+            if state in (State.REMOVING, State.DEAD):
+                raise Conflict("container is marked for removal and cannot be started")
+            self._cancel_restart(container)
+            container.backoff_s = 0.0
+            await self._start(container, msgspec.structs.replace(container.record, restart_count=0))
+
+    async def _start(self, container: Container, record: ContainerRecord) -> None:
+        attaches, waits = container.attaches, container.waits
+        container.attaches, container.waits = [], []
+        try:
+            async with AsyncExitStack() as undo:
+                prepared = await self._preparation.prepare(record, undo)
+                starting = msgspec.structs.replace(
+                    record, endpoints=prepared.endpoints, exit_code=0, error="", oom_killed=False, stopped_by_user=False
+                )
+                await self.commit(container, starting)
+                launch, fds = self._preparation.build(starting, prepared, attaches, waits)
+                shim = await self._spawner.launch(launch, fds)
+                undo.pop_all()
+                prepared.release()
+        except EngineError as error:
+            code = error.exit_code if isinstance(error, StartFailed) else 128
+            failed = msgspec.structs.replace(record, exit_code=code, error=str(error), endpoints={})
+            if record.state is State.RESTARTING:
+                failed = msgspec.structs.replace(failed, state=State.EXITED)
+            await self.commit(container, failed)
+            await self._answer_failed_start(waits, code)
+            if record.host_config.auto_remove:
+                self.notify_ended(container)
+            raise
+        finally:
+            for socket in [pending.socket for pending in attaches] + [pending.socket for pending in waits]:
+                socket.close()
+        container.begin_run()
+        self._follow(container, shim)
+        running = msgspec.structs.replace(
+            starting,
+            state=advance(starting.state, Event.START),
+            pid=shim.pid,
+            started_ns=shim.started_ns,
+            finished_ns=0 if not starting.finished_ns else starting.finished_ns,
+        )
+        # Not awaited before the reply: a shim that runs is proof enough for an engine that comes after us.
+        container.record = running
+        commit = tasks.spawn(self.commit(container, running), name=f"commit start of {record.id[:12]}")
+        self._networks.publish_connected(running)
+        self.publish(running, "start")
+        await asyncio.shield(commit)
+
+    async def _answer_failed_start(self, waits: list[PendingWait], code: int) -> None:
+        for pending in waits:
+            answer_wait(pending.socket, code)
+        waits.clear()
+
+    def _follow(self, container: Container, shim: Shim) -> None:
+        container.shim = container.last_shim = shim
+        tasks.detach(self._watch(container, shim), name=f"watch {container.id[:12]}")
+        shim.detached = lambda exec_id: self._detached(container, exec_id)
+
+    def _detached(self, container: Container, exec_id: str | None) -> None:
+        if exec_id is None:
+            self.publish(container.record, "detach")
+        else:
+            self.publish(container.record, "exec_detach", {"execID": exec_id})
+
+    def adopt(self, container: Container, shim: Shim) -> None:
+        """Carry on with a shim that an earlier engine launched."""
+        record = container.record
+        if record.state not in ALIVE:
+            record = msgspec.structs.replace(record, state=State.RUNNING)
+        container.record = msgspec.structs.replace(record, pid=shim.pid, started_ns=shim.started_ns)
+        self._follow(container, shim)
+
+    # -------------------------------------------------------------------- end
+
+    async def _watch(self, container: Container, shim: Shim) -> None:
+        exit = await asyncio.shield(shim.exited)
+        if self.stopping:
+            return
+        async with container.lock:
+            await self.record_end(container, exit)
+            await shim.release()
+        self.notify_ended(container)
+
+    def stop_watching(self) -> None:
+        """The engine stops: what happens to containers from now on is the next engine's to record."""
+        self.stopping = True
+
+    async def record_end(self, container: Container, exit: Exit) -> None:
+        """Commit how the run ended and tell of it. The caller holds the container's lock."""
+        record = container.record
+        policy = RestartPolicy.of(record)
+        again = not self.stopping and policy.wants_restart(exit["code"])
+        ended = msgspec.structs.replace(
+            record,
+            state=advance(record.state, Event.WILL_RESTART if again else Event.EXIT),
+            pid=0,
+            exit_code=exit["code"],
+            error=exit.get("error", ""),
+            oom_killed=exit["oom_killed"],
+            finished_ns=exit["exited_ns"],
+            endpoints={},
+        )
+        await self.commit(container, ended)
+        container.shim = None
+        if exit["oom_killed"]:
+            self.publish(ended, "oom")
+        self._networks.disconnect_later(record)
+        ran_s = max(0, exit["exited_ns"] - record.started_ns) // 1_000_000_000
+        self.publish(ended, "die", {"execDuration": str(ran_s), "exitCode": str(exit["code"])})
+        self._preparation.discard(record)
+        container.end_run()
+        if again:
+            container.backoff_s = policy.next_backoff_s(container.backoff_s, ran_s)
+            container.restart_timer = tasks.spawn(self._restart_later(container), name=f"restart {record.id[:12]}")
+
+    async def record_lost(self, container: Container, exit: Exit) -> None:
+        """Commit the end of a run that happened while no engine was there. The caller holds the container's lock."""
+        record = container.record
+        ended = msgspec.structs.replace(
+            record,
+            state=State.EXITED,
+            pid=0,
+            exit_code=exit["code"],
+            error=exit.get("error", ""),
+            oom_killed=exit["oom_killed"],
+            finished_ns=exit["exited_ns"],
+            endpoints={},
+        )
+        await self.commit(container, ended)
+        self._preparation.discard(record)
+
+    def notify_ended(self, container: Container) -> None:
+        """Tell the other services that a container has ended for good."""
+        for callback in self.on_ended:
+            callback(container)
+
+    async def _restart_later(self, container: Container) -> None:
+        await asyncio.sleep(container.backoff_s)
+        async with container.lock:
+            record = container.record
+            if record.state is not State.RESTARTING or self.stopping:
+                return
+            try:
+                await self._start(container, msgspec.structs.replace(record, restart_count=record.restart_count + 1))
+            except EngineError as error:
+                log.warning("container %s could not be restarted: %s", record.id[:12], error)
+
+    def _cancel_restart(self, container: Container) -> None:
+        if container.restart_timer is not None and container.restart_timer is not asyncio.current_task():
+            container.restart_timer.cancel()
+        container.restart_timer = None
+
+    # ------------------------------------------------------------ kill, stop
+
+    async def kill(self, container: Container, number: int) -> None:
+        """Send a signal. ``Conflict`` when it does not run (moby daemon/kill.go)."""
+        record = container.record
+        if record.state is State.RESTARTING:
+            await self._stop_restarting(container)
+            return
+        shim = container.running_shim()
+        if number in (signals.SIGKILL, self.stop_signal(record)):
+            container.record = msgspec.structs.replace(record, stopped_by_user=True)
+        await shim.signal(number)
+        if record.state is State.PAUSED and number == signals.SIGKILL:
+            await self._preparation.thaw(record)
+        self.publish(container.record, "kill", {"signal": str(number)})
+
+    def stop_signal(self, record: ContainerRecord) -> int:
+        """The signal that asks this container to end."""
+        return parse_signal(record.config.stop_signal) if record.config.stop_signal else signals.SIGTERM
+
+    async def stop(self, container: Container, *, timeout_s: int | None, signal: str | None) -> None:
+        """Ask to end, then kill. ``NotModified`` when it does not run. Runs to its end once begun."""
+        if container.record.state is State.RESTARTING:
+            await self._stop_restarting(container)
+            return
+        if not container.alive:
+            raise NotModified("")
+        number = parse_signal(signal) if signal else self.stop_signal(container.record)
+        await asyncio.shield(
+            tasks.spawn(self._stop(container, number, self._grace(container.record, timeout_s)), name="stop")
+        )
+
+    def _grace(self, record: ContainerRecord, timeout_s: int | None) -> int:
+        if timeout_s is not None:
+            return timeout_s
+        configured = record.config.stop_timeout
+        return DEFAULT_STOP_TIMEOUT_S if configured is None else configured
+
+    async def _stop(self, container: Container, number: int, grace_s: int) -> None:
+        ended = container.ended
+        container.record = msgspec.structs.replace(container.record, stopped_by_user=True)
+        if container.record.state is State.PAUSED:
+            await self._preparation.thaw(container.record)
+        if grace_s != 0 and await self._signal(container, number) and await _within(ended, grace_s):
+            self.publish(container.record, "stop")
+            return
+        await self._signal(container, signals.SIGKILL)
+        if not await _within(ended, KILL_TIMEOUT_S):
+            await self._preparation.kill_all(container.record)
+            await _within(ended, KILL_TIMEOUT_S)
+        self.publish(container.record, "stop")
+
+    async def _signal(self, container: Container, number: int) -> bool:
+        try:
+            shim = container.running_shim()
+            await shim.signal(number)
+        except EngineError:
+            return False
+        self.publish(container.record, "kill", {"signal": str(number)})
+        return True
+
+    async def _stop_restarting(self, container: Container) -> None:
+        async with container.lock:
+            self._cancel_restart(container)
+            if container.record.state is State.RESTARTING:
+                given_up = advance(container.record.state, Event.GIVE_UP)
+                await self.commit(
+                    container, msgspec.structs.replace(container.record, state=given_up, stopped_by_user=True)
+                )
+        self.notify_ended(container)
+
+    async def restart(self, container: Container, *, timeout_s: int | None, signal: str | None) -> None:
+        """Stop if it runs, then start (moby daemon/restart.go). An auto-remove container survives it."""
+        await asyncio.shield(tasks.spawn(self._restart(container, timeout_s, signal), name="restart"))
+
+    async def _restart(self, container: Container, timeout_s: int | None, signal: str | None) -> None:
+        if container.alive:
+            number = parse_signal(signal) if signal else self.stop_signal(container.record)
+            container.restarting_by_user = True
+            try:
+                await self._stop(container, number, self._grace(container.record, timeout_s))
+                await self.start(container)
+            finally:
+                container.restarting_by_user = False
+        else:
+            await self.start(container)
+        self.publish(container.record, "restart")
+
+    async def force_end(self, container: Container) -> None:
+        """SIGKILL and wait until the end is recorded; for forced removal."""
+        ended = container.ended
+        container.record = msgspec.structs.replace(container.record, stopped_by_user=True)
+        if container.record.state is State.PAUSED:
+            await self._preparation.thaw(container.record)
+        await self._signal(container, signals.SIGKILL)
+        if not await _within(ended, KILL_TIMEOUT_S):
+            await self._preparation.kill_all(container.record)
+            if not await _within(ended, KILL_TIMEOUT_S):
+                raise Conflict(f"cannot remove container {container.record.name!r}: could not kill container")
+
+    # ------------------------------------------------------------ pause
+
+    async def pause(self, container: Container) -> None:
+        """Freeze every process (moby daemon/pause.go)."""
+        async with container.lock:
+            record = container.record
+            if record.state is State.PAUSED:
+                raise Conflict(f"container {record.id} is already paused")
+            if record.state is State.RESTARTING:
+                raise containers.is_restarting(record.id)
+            container.running_shim()
+            await self._preparation.freeze(record)
+            await self.commit(container, msgspec.structs.replace(record, state=advance(record.state, Event.PAUSE)))
+        self.publish(container.record, "pause")
+
+    async def unpause(self, container: Container) -> None:
+        """Thaw (moby daemon/unpause.go)."""
+        async with container.lock:
+            record = container.record
+            if record.state is not State.PAUSED:
+                raise Conflict(f"container {record.id} is not paused")
+            await self._preparation.thaw(record)
+            await self.commit(container, msgspec.structs.replace(record, state=advance(record.state, Event.UNPAUSE)))
+        self.publish(container.record, "unpause")
+
+    # ------------------------------------------------------ attach and wait
+
+    async def attach(self, container: Container, attach: Attach, socket: ClientSocket) -> None:
+        """Give the client's connection to the shim, now or at the next start. Takes the socket over."""
+        self.publish(container.record, "attach")
+        if container.shim is not None and container.alive:
+            try:
+                await container.shim.attach(attach, socket.fd)
+            finally:
+                socket.close()
+        else:
+            container.attaches.append(PendingAttach(attach, socket))
+
+    async def wait(self, container: Container, condition: str, socket: ClientSocket) -> None:
+        """Have the exit status written into the client's connection when ``condition`` holds. Takes it over.
+
+        ``condition`` is ``not-running``, ``next-exit`` or ``removed``, as in the API; that it does not hold already
+        has been checked by the caller.
+        """
+        if container.shim is not None and container.alive:
+            try:
+                await container.shim.wait(
+                    {"fd": 0, "condition": "removed" if condition == "removed" else "exit"}, socket.fd
+                )
+            finally:
+                socket.close()
+        else:
+            container.waits.append(PendingWait(condition, socket))
+
+
+async def _within(ended: "asyncio.Future[object]", timeout_s: int) -> bool:
+    """Whether the run ends in time; a negative timeout waits for ever (moby: -1)."""
+    done, _ = await asyncio.wait({ended}, timeout=None if timeout_s < 0 else timeout_s)
+    return bool(done)
+
+
+def answer_wait(socket: ClientSocket, code: int) -> None:
+    """Write the end of a chunked wait reply into a connection that no shim holds, and close it."""
+    try:
+        os.write(socket.fd, wait_result(code))
+    except OSError:
+        log.debug("a waiting client has gone")
+    socket.close()
+
+
+def parse_signal(text: str) -> int:
+    """A signal by number or name, with or without SIG (moby/sys/signal, ParseSignal)."""
+    if text.isascii() and text.isdecimal():
+        number = int(text) if len(text) < 4 else 0
+        if not 0 < number <= signals.SIGRTMAX:
+            raise InvalidParameter(f"invalid signal: {text}")
+        return number
+    name = "SIG" + text.upper().removeprefix("SIG")
+    base, _, offset = name.partition("+") if name.startswith("SIGRTMIN") else name.partition("-")
+    if base in ("SIGRTMIN", "SIGRTMAX") and name.startswith(("SIGRTMIN", "SIGRTMAX")):
+        step = int(offset) if offset.isascii() and offset.isdecimal() and len(offset) < 3 else 0
+        number = signals.SIGRTMIN + step if base == "SIGRTMIN" else signals.SIGRTMAX - step
+        if (not offset or step) and signals.SIGRTMIN <= number <= signals.SIGRTMAX:
+            return number
+    elif name in signals.Signals.__members__:
+        return signals.Signals[name].value
+    raise InvalidParameter(f"invalid signal: {text}")

@@ -1,0 +1,272 @@
+"""From a container record, in the API's terms, to a ``ContainerSpec``, in the runtime's. Pure but for devices."""
+
+from collections.abc import Sequence
+from typing import Literal, cast
+
+from compatd.core import mounts
+from compatd.core.container import ContainerRecord
+from compatd.core.inspection import ContainerPaths
+from compatd.errors import InvalidParameter
+from compatd.runtime import devices
+from compatd.runtime.cgroups import BlkioLimit, Resources
+from compatd.runtime.spec import HOST, NEW, Bind, ContainerSpec, Propagation, Ulimit
+from compatd.shim import spec as shim
+from compatd.wire.types.containers import HostConfig, ThrottleDevice
+from compatd.wire.types.containers import Resources as WireResources
+
+DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+Throttle = Literal["read_bps", "write_bps", "read_iops", "write_iops"]
+_SIZES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def container_spec(
+    record: ContainerRecord,
+    *,
+    paths: ContainerPaths,
+    state_dir: str,
+    lowers: Sequence[str],
+    netns_fd: int | None = None,
+) -> ContainerSpec:
+    """``netns_fd``: index of the network namespace among the descriptors that go with the launch; None: the host's.
+
+    ``InvalidParameter`` in Docker's words for options that make no sense.
+    """
+    config, host_config = record.config, record.host_config
+    security = read_security(host_config.security_opt or ())
+    return ContainerSpec(
+        id=record.id,
+        state_dir=state_dir,
+        lowers=tuple(lowers),
+        upper=paths.upper,
+        work=paths.work,
+        # What nobody can see after the container has ended need not survive a power failure.
+        volatile=host_config.auto_remove,
+        readonly_rootfs=host_config.readonly_rootfs,
+        args=record.args,
+        env=environment(record),
+        cwd=config.working_dir or "/",
+        user=config.user,
+        group_add=tuple(host_config.group_add or ()),
+        tty=config.tty,
+        console_size=(
+            (host_config.console_size[0], host_config.console_size[1]) if any(host_config.console_size) else None
+        ),
+        open_stdin=config.open_stdin,
+        stdin_once=config.stdin_once,
+        init=bool(host_config.init),
+        hostname=config.hostname,
+        domainname=config.domainname,
+        pid=HOST if host_config.pid_mode == "host" else NEW,
+        ipc=HOST if host_config.ipc_mode == "host" else NEW,
+        uts=HOST if host_config.uts_mode == "host" else NEW,
+        net=HOST if netns_fd is None else shim.Namespace(mode="fd", fd=netns_fd),
+        cgroup=HOST if host_config.cgroupns_mode == "host" else NEW,
+        privileged=host_config.privileged,
+        cap_add=tuple(host_config.cap_add or ()),
+        cap_drop=tuple(host_config.cap_drop or ()),
+        seccomp="unconfined" if host_config.privileged and security.seccomp is None else security.seccomp,
+        no_new_privileges=security.no_new_privileges,
+        apparmor=security.apparmor,
+        masked_paths=_paths(host_config.masked_paths, security.unconfined_paths or host_config.privileged),
+        readonly_paths=_paths(host_config.readonly_paths, security.unconfined_paths or host_config.privileged),
+        sysctls=host_config.sysctls or {},
+        ulimits=tuple(Ulimit(name=u.name, soft=u.soft, hard=u.hard) for u in host_config.ulimits or ()),
+        oom_score_adj=host_config.oom_score_adj,
+        shm=_shm(host_config.ipc_mode),
+        shm_size_bytes=host_config.shm_size,
+        tmpfs=mounts.read_tmpfs(host_config),
+        binds=tuple(
+            Bind(
+                source=point.source,
+                target=point.target,
+                readonly=point.readonly,
+                propagation=cast(Propagation, point.propagation),
+            )
+            for point in record.mounts
+        ),
+        files=_files(paths),
+        devices=_devices(host_config),
+        resources=resources(host_config),
+        cgroup_parent=host_config.cgroup_parent,
+        log=log_spec(record, paths),
+    )
+
+
+def _shm(ipc_mode: str) -> Literal["private", "none", "host"]:
+    return "none" if ipc_mode == "none" else "host" if ipc_mode == "host" else "private"
+
+
+def environment(record: ContainerRecord) -> tuple[str, ...]:
+    """PATH and HOSTNAME first, then the configured variables; one without a value is left out
+    (moby daemon/container/env.go)."""
+    given = {entry.partition("=")[0]: entry for entry in record.config.env or () if "=" in entry}
+    base = {"PATH": DEFAULT_PATH, "HOSTNAME": f"HOSTNAME={record.config.hostname}"}
+    if record.config.tty:
+        base["TERM"] = "TERM=xterm"
+    return tuple((base | given).values())
+
+
+def resources(wire: WireResources) -> Resources:
+    """The limits, in the runtime's terms."""
+    limits: list[BlkioLimit] = []
+    throttles: tuple[tuple[Throttle, list[ThrottleDevice] | None], ...] = (
+        ("read_bps", wire.blkio_device_read_bps),
+        ("write_bps", wire.blkio_device_write_bps),
+        ("read_iops", wire.blkio_device_read_iops),
+        ("write_iops", wire.blkio_device_write_iops),
+    )
+    for kind, entries in throttles:
+        limits += [
+            BlkioLimit(kind=kind, path=entry.path, device=devices.number_of(entry.path), value=entry.rate)
+            for entry in entries or ()
+        ]
+    limits += [
+        BlkioLimit(kind="weight", path=entry.path, device=devices.number_of(entry.path), value=entry.weight)
+        for entry in wire.blkio_weight_device or ()
+    ]
+    return Resources(
+        memory_bytes=wire.memory,
+        memory_reservation_bytes=wire.memory_reservation,
+        memory_swap_bytes=wire.memory_swap,
+        memory_swappiness=wire.memory_swappiness,
+        oom_kill_disable=wire.oom_kill_disable,
+        nano_cpus=wire.nano_cpus,
+        cpu_shares=wire.cpu_shares,
+        cpu_period_us=wire.cpu_period,
+        cpu_quota_us=wire.cpu_quota,
+        cpuset_cpus=wire.cpuset_cpus,
+        cpuset_mems=wire.cpuset_mems,
+        pids_limit=wire.pids_limit,
+        blkio_weight=wire.blkio_weight,
+        blkio_limits=tuple(limits),
+    )
+
+
+class Security:
+    """The ``--security-opt`` list, read."""
+
+    __slots__ = ("apparmor", "no_new_privileges", "seccomp", "unconfined_paths")
+
+    def __init__(self) -> None:
+        self.seccomp: str | None = None
+        self.no_new_privileges = False
+        self.apparmor: str | None = None
+        self.unconfined_paths = False
+
+
+def read_security(options: Sequence[str]) -> Security:
+    """``InvalidParameter`` in the words of moby daemon/daemon_unix.go, parseSecurityOpt."""
+    security = Security()
+    for option in options:
+        if option == "no-new-privileges":
+            security.no_new_privileges = True
+            continue
+        if option == "disable":
+            continue
+        name, separator, value = option.partition("=")
+        if not separator:
+            name, separator, value = option.partition(":")
+        if not separator:
+            raise InvalidParameter(f'invalid --security-opt 1: "{option}"')
+        match name:
+            case "label":
+                # SELinux labels mean nothing where there is no SELinux; Docker accepts them there too.
+                continue
+            case "apparmor":
+                security.apparmor = value
+            case "seccomp":
+                if value == "builtin":
+                    security.seccomp = None
+                elif value == "unconfined":
+                    security.seccomp = "unconfined"
+                else:
+                    security.seccomp = value
+            case "no-new-privileges":
+                if value not in ("true", "false", "1", "0"):
+                    raise InvalidParameter(f'invalid --security-opt 2: "{option}"')
+                security.no_new_privileges = value in ("true", "1")
+            case "systempaths":
+                if value != "unconfined":
+                    raise InvalidParameter(f'invalid --security-opt 2: "{option}"')
+                security.unconfined_paths = True
+            case _:
+                raise InvalidParameter(f'invalid --security-opt 2: "{option}"')
+    return security
+
+
+def _paths(given: Sequence[str] | None, unconfined: bool) -> tuple[str, ...] | None:
+    if given is not None:
+        return tuple(given)
+    return () if unconfined else None
+
+
+def _files(paths: ContainerPaths) -> tuple[Bind, ...]:
+    return (
+        Bind(source=paths.resolv_conf, target="/etc/resolv.conf", propagation="rprivate"),
+        Bind(source=paths.hostname, target="/etc/hostname", propagation="rprivate"),
+        Bind(source=paths.hosts, target="/etc/hosts", propagation="rprivate"),
+    )
+
+
+def _devices(host_config: HostConfig) -> tuple[devices.Device, ...]:
+    if host_config.privileged:
+        return devices.host_devices()
+    found: list[devices.Device] = []
+    for mapping in host_config.devices or ():
+        target = mapping.path_in_container or mapping.path_on_host
+        found += devices.expand(mapping.path_on_host, target, mapping.cgroup_permissions or "rwm")
+    return tuple(found)
+
+
+def log_spec(record: ContainerRecord, paths: ContainerPaths) -> shim.Log:
+    """``InvalidParameter`` for bad options of the json-file driver (moby daemon/logger/jsonfilelog)."""
+    log = record.host_config.log_config
+    if log.type == "none":
+        return shim.Log(driver="none")
+    options = log.config or {}
+    spec = shim.Log(driver="json-file", path=paths.log)
+    if "max-size" in options:
+        spec["max_size"] = parse_size(options["max-size"])
+    if "max-file" in options:
+        spec["max_file"] = _positive(options["max-file"], "max-file")
+        if spec["max_file"] > 1 and "max-size" not in options:
+            raise InvalidParameter("max-file option cannot be used without max-size")
+    if "compress" in options:
+        if options["compress"] not in ("true", "false"):
+            raise InvalidParameter(f"invalid value for compress: {options['compress']}")
+        spec["compress"] = options["compress"] == "true"
+    attrs = log_attributes(record, options)
+    if attrs:
+        spec["attrs"] = attrs
+    return spec
+
+
+def log_attributes(record: ContainerRecord, options: dict[str, str]) -> dict[str, str]:
+    """What ``labels``, ``env`` and ``tag`` put on each line (moby daemon/logger/loginfo.go, ExtraAttributes)."""
+    attrs: dict[str, str] = {}
+    labels = record.config.labels or {}
+    for key in filter(None, options.get("labels", "").split(",")):
+        if key in labels:
+            attrs[key] = labels[key]
+    variables = {name: value for name, _, value in (entry.partition("=") for entry in record.config.env or ())}
+    for key in filter(None, options.get("env", "").split(",")):
+        if key in variables:
+            attrs[key] = variables[key]
+    return attrs
+
+
+def parse_size(text: str) -> int:
+    """``10m`` in bytes (docker/go-units, RAMInBytes)."""
+    bare = text.strip().lower()
+    if bare.endswith("b"):
+        bare = bare.removesuffix("ib").removesuffix("b")
+    number, unit = (bare[:-1], bare[-1]) if bare and bare[-1] in "kmgt" else (bare, "")
+    if not number.isascii() or not number.replace(".", "", 1).isdecimal() or len(number) > 18:
+        raise InvalidParameter(f"invalid size: '{text}'")
+    return int(float(number) * _SIZES[unit])
+
+
+def _positive(text: str, name: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not int(text[:9]) > 0 or len(text) > 9:
+        raise InvalidParameter(f"invalid value for {name}: {text}")
+    return int(text)
