@@ -237,14 +237,15 @@ class Ingest:
         os.fchmod(self._fd, 0o400)
         target = self._store.path(digest)
         os.rename(self._path, target)
+        fd, self._fd = self._fd, -1
+        os.close(fd)
         _sync_directory(target.parent)
-        self.close()
         return digest
 
     def abort(self) -> None:
         """Discard what is written. Harmless after ``commit`` or ``close``."""
         if self._fd >= 0:
-            self._path.unlink(missing_ok=True)
+            self.offset = 0
             self.close()
 
     def reader(self) -> int:
@@ -252,9 +253,11 @@ class Ingest:
         return os.dup(self._fd)
 
     def close(self) -> None:
-        """Let go of the ingest, keeping its bytes."""
+        """Let go of the ingest, keeping its bytes, if there are any."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
+            if not self.offset:
+                self._path.unlink(missing_ok=True)
             os.close(fd)
 
 

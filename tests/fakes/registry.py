@@ -7,6 +7,7 @@ A `Fault` is attached to whatever path contains its key; everything else is serv
 import asyncio
 import base64
 import contextlib
+import functools
 import gzip
 import hashlib
 import io
@@ -41,6 +42,11 @@ class Blob:
 
 def digest(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+@functools.cache
+def compressed(data: bytes) -> bytes:
+    return gzip.compress(data, 1, mtime=0)
 
 
 def layer_tar(files: Mapping[str, bytes]) -> bytes:
@@ -98,7 +104,7 @@ class LyingRegistry:
         tag: str,
         layers: list[bytes],
         *,
-        compress: Callable[[bytes], bytes] = gzip.compress,
+        compress: Callable[[bytes], bytes] = compressed,
         layer_type: str = LAYER,
         **config: Any,
     ) -> dict[str, Any]:
@@ -154,6 +160,8 @@ class LyingRegistry:
             return web.json_response({})
         if (tags := re.fullmatch("/v2/(.+)/tags/list", request.path)) is not None:
             names = [tag for name, tag in self.manifests if name == tags[1] and ":" not in tag]
+            if not names:
+                return error_reply(404, "NAME_UNKNOWN", "repository name not known to registry")
             return web.json_response({"name": tags[1], "tags": names})
         if blob is None:
             code = "BLOB_UNKNOWN" if "/blobs/" in request.path else "MANIFEST_UNKNOWN"
@@ -230,14 +238,23 @@ def failing(
     return fault
 
 
-def first(times: int, fault: Fault) -> Fault:
-    """Lie ``times`` times, then be honest."""
+def error(code: str, status: int, message: str = "") -> Fault:
+    """The error reply of a registry."""
+
+    async def fault(request: web.Request, blob: Blob) -> web.StreamResponse:
+        return error_reply(status, code, message or code.lower().replace("_", " "))
+
+    return fault
+
+
+def first(times: int, fault: Fault, then: Fault | None = None) -> Fault:
+    """Lie ``times`` times, then otherwise or be honest."""
     left = times
 
     async def sometimes(request: web.Request, blob: Blob) -> web.StreamResponse:
         nonlocal left
         left -= 1
-        return await (fault if left >= 0 else honest)(request, blob)
+        return await (fault if left >= 0 else then or honest)(request, blob)
 
     return sometimes
 
@@ -261,7 +278,8 @@ def silent_after(size: int) -> Fault:
 
     async def fault(request: web.Request, blob: Blob) -> web.StreamResponse:
         response = await _begin(request, blob)
-        await response.write(blob.data[:size])
+        start = _start(request)
+        await response.write(blob.data[start : start + size])
         await asyncio.Event().wait()
         return response
 
