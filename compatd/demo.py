@@ -1,8 +1,9 @@
 """``compatd demo``: the hello-world scenario from nothing, with a private engine that leaves no trace.
 
 Needs root and nothing else: where no registry answers, the base image is made of the host's own shell. The engine
-has its own data root, exec root, socket, cgroup parent and bridge subnet, so that it disturbs no other. This is a
-client: it speaks HTTP to the engine's socket, or lets the stock CLI do so where that is on the PATH.
+has its own data root, exec root, socket, cgroup parent and bridge subnet; where another engine has its bridge already,
+it gets a network namespace of its own, too, and disturbs nobody. This is a client: it speaks HTTP to the engine's
+socket, or lets the stock CLI do so where that is on the PATH.
 """
 
 import argparse
@@ -20,11 +21,13 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Generator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from compatd import doctor, hostimage
-from compatd.network import bridge
+from compatd.linux import syscalls
+from compatd.network import bridge, netns
 
 _BASE = "ubuntu:16.04"
 _DOCKERFILE = f"""\
@@ -36,6 +39,7 @@ RUN chmod +x /usr/local/bin/helloworld
 CMD ["helloworld"]
 """
 _SCRIPT = '#!/bin/sh\necho "Hello, World!"\n'
+_BRIDGE = "docker0"
 _WANTED = "Hello, World!\n"
 _START_S = 20
 _STOP_S = 20
@@ -56,8 +60,9 @@ def main(arguments: Sequence[str]) -> int:
     cli = None if options.no_cli else shutil.which("docker")
     began = time.monotonic()
     try:
-        with _engine() as engine:
-            _provide_base(engine, offline=options.offline)
+        apart = os.path.exists(f"/sys/class/net/{_BRIDGE}")
+        with _engine(apart=apart) as engine:
+            _provide_base(engine, offline=options.offline or apart)
             printed = _by_cli(engine, cli) if cli else _by_api(engine)
             if printed != _WANTED:
                 raise DemoFailed(f"the container printed {printed!r}")
@@ -124,8 +129,8 @@ class _Engine:
 
 
 @contextlib.contextmanager
-def _engine() -> Generator[_Engine, None, None]:
-    """A private daemon; it and all that it made are gone when the context ends."""
+def _engine(*, apart: bool) -> Generator[_Engine, None, None]:
+    """A private daemon, ``apart`` from the host's network; it and all that it made are gone when the context ends."""
     if os.geteuid() != 0:
         raise DemoFailed("it needs root, as every container engine does: sudo compatd demo")
     folder = _folder()
@@ -134,12 +139,21 @@ def _engine() -> Generator[_Engine, None, None]:
         command = [
             *(sys.executable, "-m", "compatd", "-H", engine.host, "--pidfile", f"{folder}/pid"),
             *("--data-root", f"{folder}/data", "--exec-root", f"{folder}/run", "--cgroup-parent", f"/{folder.name}"),
-            *("--bip", _free_address()),
+            *("--bip", _free_address(), "--config-file", f"{folder}/daemon.json"),
         ]
+        (folder / "daemon.json").touch()  # not the one of another engine
         _step("Starting a private engine")
         print(" ".join(command))
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        with contextlib.ExitStack() as stack:
+            if apart:
+                print("in a network namespace of its own, since another engine has a bridge here")
+                namespace = netns.create()
+                stack.callback(os.close, namespace)
+                enter = partial(syscalls.setns, namespace, syscalls.CLONE_NEWNET)
+            else:
+                enter = None
+            log = stack.enter_context((folder / "log").open("wb"))
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=enter)
         try:
             _await(engine, process, folder / "log")
             version = engine.call("GET", "/version")

@@ -100,6 +100,7 @@ class OwnEngine(Engine):
         self.name = f"compatd-test-{os.getpid()}-{secrets.token_hex(3)}"
         self.data_root, self.exec_root = self.folder / "data", self.folder / "run"
         self.log = self.folder / "log"
+        (self.folder / "daemon.json").touch()  # not the machine's own
         super().__init__(str(self.folder / "sock"))
         self.network = Network()
         self._registry: Registry | None = None
@@ -114,7 +115,14 @@ class OwnEngine(Engine):
         command = [
             *(sys.executable, "-m", "compatd", "-H", self.host, "--pidfile", str(self.folder / "pid")),
             *("--data-root", str(self.data_root), "--exec-root", str(self.exec_root)),
-            *("--cgroup-parent", f"/{self.name}", "--mtu", str(self.network.mtu)),
+            *(
+                "--config-file",
+                str(self.folder / "daemon.json"),
+                "--cgroup-parent",
+                f"/{self.name}",
+                "--mtu",
+                str(self.network.mtu),
+            ),
             *("--registry-mirror", f"http://127.0.0.1:{MIRROR_PORT}", "--insecure-registry", "127.0.0.0/8"),
             *self._flags,
         ]
