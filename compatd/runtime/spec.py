@@ -18,12 +18,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from compatd.errors import InvalidParameter, SystemFailure
+from compatd.errors import SystemFailure
 from compatd.linux import syscalls
 from compatd.runtime import capabilities, cgroups, devices, seccomp
 from compatd.runtime.cgroups import Resources
 from compatd.runtime.devices import Device, Rule
 from compatd.runtime.host import READONLY_PATHS, Host
+from compatd.runtime.oci import create_failed
 from compatd.shim import spec as shim
 
 # include/uapi/asm-generic/resource.h
@@ -235,8 +236,9 @@ def build_exec(
     return result
 
 
-def unknown_ulimit(name: str) -> InvalidParameter:
-    return InvalidParameter(f"invalid ulimit type: {name}")
+def unknown_ulimit(name: str) -> SystemFailure:
+    """runc libcontainer/specconv; found at start, as under Docker."""
+    return create_failed(f"wrong rlimit value: RLIMIT_{name.upper()}")
 
 
 def invalid_tmpfs_option(option: str) -> SystemFailure:
@@ -326,7 +328,7 @@ def _sysctls(spec: ContainerSpec, host: Host) -> dict[str, str]:
     for name, value in spec.sysctls.items():
         # Both spellings, a.b/c as a/b.c, are the kernel's; the dotted one is sysctl's default.
         if (reason := _sysctl_refused(name, spec)) is not None:
-            raise SystemFailure(reason)
+            raise create_failed(reason)
         chosen[name] = value
     return chosen
 
