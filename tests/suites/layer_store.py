@@ -112,6 +112,9 @@ _TARGETS = st.sampled_from("a ../../outside /etc .. . up/outside l x/y /".split(
 _ENTRIES = st.builds(
     Entry,
     name=_NAMES.map(str.encode),
+    size=st.just(0),
+    segments=st.none(),
+    gid=st.sampled_from([0, 1000]),
     type=st.sampled_from([REGULAR, REGULAR, LINK, SYMLINK, SYMLINK, DIRECTORY, DIRECTORY, CHAR, BLOCK, FIFO]),
     mode=st.sampled_from([0o644, 0o755, 0o4755, 0o2777, 0]),
     uid=st.sampled_from([0, 1000]),
