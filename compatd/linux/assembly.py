@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 _TREE = syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC
 # A directory that every machine has, and that nothing on the assembling thread needs.
-_MOUNT_POINT = "/proc"
+_MOUNT_POINT = "/sys"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
