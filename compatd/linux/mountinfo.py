@@ -30,10 +30,10 @@ class Mount:
 
 def parse(text: bytes) -> Iterator[Mount]:
     """The mounts in ``text``, in the kernel's order. ``ValueError``: a line that does not have the form."""
-    for line in text.splitlines():
+    for line in text.removesuffix(b"\n").split(b"\n") if text else ():
         before, separator, after = line.partition(b" - ")
         fields = before.split(b" ")
-        # The options of a file system may hold spaces, which only then are not escaped: the last field takes the rest.
+        # A file system may leave spaces in its own options: the last field takes the rest.
         tail = after.split(b" ", 2)
         if not separator or len(fields) < 6 or len(tail) < 3:
             raise ValueError(f"not a mountinfo line: {line!r}")

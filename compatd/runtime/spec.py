@@ -171,7 +171,11 @@ class ContainerSpec:
 def build_launch(
     spec: ContainerSpec, host: Host, *, attaches: Sequence[shim.Attach] = (), waits: Sequence[shim.Wait] = ()
 ) -> shim.Launch:
-    """The shim's orders. ``InvalidParameter`` or ``SystemFailure`` with Docker's text for what cannot be."""
+    """The shim's orders. ``InvalidParameter`` or ``SystemFailure`` with Docker's text for what cannot be.
+
+    Limits that the host cannot set are left out, as ``cgroups.check`` has warned.
+    """
+    resources, _ = cgroups.check(spec.resources, host)
     place = cgroups.locate(host, spec.id, spec.cgroup_parent)
     rules = devices.ALLOW_ALL if spec.privileged else devices.rules(spec.devices, spec.device_rules)
     return shim.Launch(
@@ -183,7 +187,7 @@ def build_launch(
         sysctls=_sysctls(spec, host),
         overlay=_overlay(spec),
         mounts=_mounts(spec, host, place),
-        cgroup=cgroups.plan(place, spec.resources, rules),
+        cgroup=cgroups.plan(place, resources, rules),
         process=_process(spec, host),
         init=spec.init,
         open_stdin=spec.open_stdin,
