@@ -48,17 +48,17 @@ _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _RT_TABLE_MAIN, _RTPROT_BOOT, _RT_SCOPE_UNIVERSE, _RTN_UNICAST = 254, 3, 0, 1
 # include/uapi/linux/if_link.h
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
+_IFLA_OPERSTATE = 16
 _IFLA_STATS64, _IFLA_NET_NS_FD = 23, 28
-_IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
+_IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_DATA = 1, 2, 5
 _VETH_INFO_PEER = 1
 _IFLA_PROTINFO = 12
-_IFLA_BRPORT_HAIRPIN, _IFLA_BRPORT_ISOLATED = 4, 33  # IFLA_BRPORT_MODE is the former's name
+_IFLA_BRPORT_STATE, _IFLA_BRPORT_HAIRPIN, _IFLA_BRPORT_ISOLATED = 1, 4, 33  # IFLA_BRPORT_MODE is hairpin's name
 # include/uapi/linux/if_addr.h
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
 _IFA_F_NODAD = 0x2
 # include/uapi/linux/if.h
 IFF_UP = 0x1
-_IFF_RUNNING = 0x40
 IFNAMSIZ = 16
 
 _HEADER = struct.Struct("=IHHII")
@@ -281,13 +281,14 @@ class Counters:
 class Link:
     """A network interface. ``master``: index of the bridge it is a port of, 0 if none; ``kind``: its driver's name.
 
-    ``up`` is what was asked for; ``running``: it carries packets.
+    ``operational``: packets can leave by it; ``forwarding``: as a bridge's port it passes them on.
     """
 
     index: int
     name: str
     up: bool
-    running: bool
+    operational: bool
+    forwarding: bool
     mtu: int
     mac: str
     master: int
@@ -470,13 +471,15 @@ def _link(answer: bytes) -> Link:
     _, _, index, flags, _ = _IFINFO.unpack_from(answer)
     attributes = parse_attributes(answer[_IFINFO.size :])
     information = parse_attributes(attributes.get(_IFLA_LINKINFO, b""))
+    port = parse_attributes(information.get(_IFLA_INFO_SLAVE_DATA, b""))
     counts = _counts(attributes.get(_IFLA_STATS64, b""))
     rx_packets, tx_packets, rx_bytes, tx_bytes, rx_errors, tx_errors, rx_dropped, tx_dropped = counts
     return Link(
         index=index,
         name=_string(attributes.get(_IFLA_IFNAME, b"")),
         up=bool(flags & IFF_UP),
-        running=bool(flags & _IFF_RUNNING),
+        operational=attributes.get(_IFLA_OPERSTATE) == b"\6",  # IF_OPER_UP
+        forwarding=port.get(_IFLA_BRPORT_STATE) == b"\3",  # BR_STATE_FORWARDING
         mtu=_number(attributes, _IFLA_MTU),
         mac=attributes.get(_IFLA_ADDRESS, b"").hex(":"),
         master=_number(attributes, _IFLA_MASTER),

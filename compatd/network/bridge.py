@@ -18,7 +18,7 @@ from compatd.linux.netlink import IFNAMSIZ, Address, Counters, Interface, RouteS
 from compatd.network import ipam, netns
 
 _PREFIX = "veth"
-_CARRIER_TIMEOUT_S = 0.2
+_FORWARDING_TIMEOUT_S = 0.2
 _SYSCTL = Path("/proc/sys/net")
 
 
@@ -94,7 +94,7 @@ def attach(
                     # published port around, and only a port in hairpin mode takes them back.
                     route.set_port(ours.index, hairpin=published, isolated=isolated)
                 netns.run(namespace_fd, lambda: _configure(interface, address, gateway))
-                _await_carrier(route, name)
+                _await_forwarding(route, name, bridge)
             except BaseException:
                 if (ours := route.link(name)) is not None:
                     _delete(route, ours.index)
@@ -119,12 +119,16 @@ def _configure(interface: str, address: Interface, gateway: Address | None) -> N
         route.configure(link.index, address, gateway)
 
 
-def _await_carrier(route: RouteSocket, name: str) -> None:
-    # The bridge forwards from a port once the kernel's link watch has run; nearly always it already has. A packet
-    # sent earlier would be lost, and a lost ARP request costs the container a second.
-    deadline = time.monotonic() + _CARRIER_TIMEOUT_S
-    while (link := route.link(name)) is not None and not link.running and time.monotonic() < deadline:
-        time.sleep(0.0005)
+def _await_forwarding(route: RouteSocket, port: str, bridge: str) -> None:
+    # The kernel's link watch first lets the bridge pass on what comes from the port, then, if it was the bridge's
+    # first, lets packets out of the bridge. Both mostly have happened by now. A packet sent earlier would be lost,
+    # and a lost ARP request or answer costs the container a second.
+    deadline = time.monotonic() + _FORWARDING_TIMEOUT_S
+    while time.monotonic() < deadline:
+        ours, master = route.link(port), route.link(bridge)
+        if ours is None or master is None or (ours.forwarding and master.operational):
+            return
+        time.sleep(0.0002)
 
 
 def detach(endpoint_id: str) -> None:

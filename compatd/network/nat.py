@@ -3,14 +3,15 @@
     table ip compatd
       map published      protocol . port             -> container address . port      bound to all addresses
       map published_at   protocol . address . port   -> container address . port      bound to one address
-      direct        prerouting, raw     containers are reached through published ports only; 127/8 never from a bridge
+      loopback      prerouting, raw     127/8 never comes from a bridge
       inbound       prerouting, dstnat  published ports, from elsewhere and from containers
       outbound      output, dstnat      published ports, from the machine itself, by 127.0.0.1 too
       disguise      postrouting, srcnat masquerade what leaves a bridge, and what must come back the same way
-      between       forward, filter     who may speak to whom
+      between       forward, filter     who may speak to whom; from elsewhere, containers are reached by published
+                                        ports only
 
 A published port that is reached by 127.0.0.1 leaves through the bridge with a loopback source, so it is masqueraded,
-and the bridge has ``route_localnet`` set; in return ``direct`` refuses loopback addresses from bridges and
+and the bridge has ``route_localnet`` set; in return ``loopback`` refuses such addresses from bridges and
 ``inbound`` never translates packets to 127/8 that came from a wire (a port bound to 127.0.0.1 is the machine's own).
 No process stands in the way of the bytes, and rules outlive a killed daemon: published ports go on working.
 
@@ -96,7 +97,13 @@ def desired(bridges: Iterable[BridgeRules], published: Iterable[Published], *, t
         ),
     )
     chains = (
-        nft.Chain(name="direct", type="filter", hook=nft.PREROUTING, priority=nft.PRIORITY_RAW, rules=_direct(bridges)),
+        nft.Chain(
+            name="loopback",
+            type="filter",
+            hook=nft.PREROUTING,
+            priority=nft.PRIORITY_RAW,
+            rules=_loopback_guard(bridges),
+        ),
         nft.Chain(
             name="inbound",
             type="nat",
@@ -227,7 +234,6 @@ def _flags(key: int, bits: int) -> _Rule:
 
 
 _LOCAL: _Rule = (nft.fib_daddr_type(), nft.compare(nft.EQ, struct.pack("=I", nft.RTN_LOCAL)))
-_NOT_LOCAL: _Rule = (nft.fib_daddr_type(), nft.compare(nft.NE, struct.pack("=I", nft.RTN_LOCAL)))
 _TRANSLATED = _flags(nft.CT_STATUS, nft.STATUS_DNAT)
 _ACCEPT: _Rule = (nft.verdict(nft.ACCEPT),)
 _DROP: _Rule = (nft.verdict(nft.DROP),)
@@ -252,14 +258,12 @@ _TRANSLATIONS: tuple[_Rule, ...] = (
 )
 
 
-def _direct(bridges: list[BridgeRules]) -> tuple[_Rule, ...]:
+def _loopback_guard(bridges: list[BridgeRules]) -> tuple[_Rule, ...]:
     rules: list[_Rule] = []
     for bridge in bridges:
         rules += [
             (*_in(bridge.bridge), *_loopback(_DESTINATION), *_DROP),
             (*_in(bridge.bridge), *_loopback(_SOURCE), *_DROP),
-            # The gateway's own address is the machine's, and stays reachable from other networks.
-            (*_within(bridge.subnet, _DESTINATION), *_in(bridge.bridge, nft.NE), *_NOT_LOCAL, *_DROP),
         ]
     return tuple(rules)
 

@@ -7,6 +7,7 @@ import ipaddress
 import json
 import os
 import socket
+import struct
 from pathlib import Path
 
 import pytest
@@ -151,45 +152,58 @@ def test_a_container_cannot_reach_what_listens_on_loopback_only(host: Host) -> N
     container = host.start()
     seen = host.open(socket.SOCK_DGRAM, ("127.0.0.1", 9))
     seen.settimeout(REFUSED_S)
-
-    frame = _udp_frame(container.endpoint, gateway_mac=_mac_of(host, "docker0"), destination="127.0.0.1", port=9)
-
-    def inject() -> None:
-        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
-            raw.bind(("eth0", 0))
-            raw.send(frame)
-
-    container.run(inject)
+    gateway = mac_of(host, "docker0")
+    send_udp(container, source="172.17.0.2", to=gateway, destination="127.0.0.1", port=9)
+    send_udp(container, source="127.0.0.1", to=gateway, destination="172.17.0.1", port=9)
     with pytest.raises(TimeoutError):
         seen.recv(1)
-    # The same frame to an address that is open does arrive, so the test's frames are sound.
+    # The same to an address that is open does arrive, so the test's frames are sound; not from 127.0.0.1, though.
     open_to_all = host.open(socket.SOCK_DGRAM, ("172.17.0.1", 9))
-    frame = _udp_frame(container.endpoint, gateway_mac=_mac_of(host, "docker0"), destination="172.17.0.1", port=9)
-    container.run(inject)
-    assert open_to_all.recv(1) == b"x"
+    send_udp(container, source="127.0.0.1", to=gateway, destination="172.17.0.1", port=9)
+    send_udp(container, source="172.17.0.2", to=gateway, destination="172.17.0.1", port=9)
+    assert open_to_all.recvfrom(1) == (b"x", ("172.17.0.2", 4000))
 
 
-def _mac_of(host: Host, name: str) -> str:
+def test_a_port_bound_to_loopback_is_not_reached_from_the_wire(host: Host) -> None:
+    container = host.start(publish(53, 5353, protocol="udp", ip="127.0.0.1"), publish(54, 5354, protocol="udp"))
+    bound, free = (container.open(socket.SOCK_DGRAM, ("0.0.0.0", port)) for port in (53, 54))
+    with outside(host, host_address="10.9.0.1", address="10.9.0.2") as internet:
+        gateway = mac_of(host, "wire0")
+        for port, destination in ((5353, "127.0.0.1"), (5354, "127.0.0.1"), (5354, "10.9.0.1")):
+            send_udp(internet, source="10.9.0.2", to=gateway, destination=destination, port=port)
+        assert free.recvfrom(1) == (b"x", ("10.9.0.2", 4000))
+        for server in (bound, free):
+            server.settimeout(REFUSED_S)
+            with pytest.raises(TimeoutError):
+                server.recv(1)
+
+
+def mac_of(machine: Machine, name: str) -> str:
     def look() -> str:
         with RouteSocket() as route:
             link = route.link(name)
             assert link is not None
             return link.mac
 
-    return host.run(look)
+    return machine.run(look)
 
 
-def _udp_frame(endpoint: Endpoint, *, gateway_mac: str, destination: str, port: int) -> bytes:
-    source = ipaddress.IPv4Address(endpoint.ip_address).packed
-    target = ipaddress.IPv4Address(destination).packed
-    udp = (4000).to_bytes(2, "big") + port.to_bytes(2, "big") + (9).to_bytes(2, "big") + b"\0\0" + b"x"
-    header = b"\x45\0" + (20 + len(udp)).to_bytes(2, "big") + b"\0\0\0\0\x40\x11\0\0" + source + target
-    total = sum(int.from_bytes(header[i : i + 2], "big") for i in range(0, 20, 2))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    header = header[:10] + (~total & 0xFFFF).to_bytes(2, "big") + header[12:]
-    macs = bytes.fromhex((gateway_mac + endpoint.mac_address).replace(":", ""))
-    return macs + b"\x08\0" + header + udp
+def send_udp(machine: Machine, *, source: str, to: str, destination: str, port: int) -> None:
+    """Put a datagram on the wire by hand, as one does who does not care what the kernel finds proper."""
+    udp = struct.pack("!HHHH", 4000, port, 9, 0) + b"x"
+    addresses = ipaddress.IPv4Address(source).packed + ipaddress.IPv4Address(destination).packed
+    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0, 64, socket.IPPROTO_UDP, 0) + addresses
+    total = sum(struct.unpack("!10H", header))
+    total = (total & 0xFFFF) + (total >> 16)
+    header = header[:10] + struct.pack("!H", ~total & 0xFFFF) + header[12:]
+    macs = bytes.fromhex((to + mac_of(machine, "eth0")).replace(":", ""))
+
+    def send() -> None:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+            raw.bind(("eth0", 0))
+            raw.send(macs + struct.pack("!H", 0x0800) + header + udp)
+
+    machine.run(send)
 
 
 def test_a_port_conflict_leaves_nothing_of_the_second(host: Host) -> None:
