@@ -141,8 +141,8 @@ class Layer:
             made = self._node(parts).inode
             made.uid, made.gid = owner.uid, owner.gid
 
-    def unpack(self, entries: Iterable[tuple[TarEntry, int]], fd: int, destination: bytes) -> None:
-        """An archive in the file ``fd`` into a destination, links in it never leading out of that."""
+    def unpack(self, entries: Iterable[tuple[TarEntry, int]], fd: int, end: int, destination: bytes) -> None:
+        """An archive in the file ``fd``, up to ``end``, into a destination, links in it never leading out of that."""
         scope = self._resolve_destination(destination)
         self._make_directories(scope, ROOT)
         for entry, offset in entries:
@@ -152,7 +152,7 @@ class Layer:
             if entry.type == b"1":
                 inode = self._link_target(entry, scope)
             else:
-                inode = make_inode(entry, fd, offset)
+                inode = make_inode(entry, fd, offset, end)
                 inode.xattrs = {key: value for key, value in inode.xattrs.items() if not key.startswith(_OVERLAY)}
             if not parts and not inode.is_directory:
                 continue

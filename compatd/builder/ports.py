@@ -138,6 +138,10 @@ class Archives(Protocol):
         """
         ...
 
+    def is_tar(self, block: bytes) -> bool:
+        """Whether a tar may begin with these 512 bytes."""
+        ...
+
     def header(self, entry: TarEntry) -> bytes:
         """The header blocks of a member, extended ones included."""
         ...

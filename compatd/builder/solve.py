@@ -505,10 +505,10 @@ class _Build:
         command = (*state.config.command_shell(), f"#(nop) WORKDIR {directory}")
         if await self._use_cache(state, command):
             return
-        container_id = self._print_container()
         diff_id = await self._blocking(
             self._apply, state.image, lambda layer, _: layer.make_directory(os.fsencode(directory))
         )
+        container_id = self._print_container()
         await self._create(state, command, container_id=container_id, diff_id=diff_id)
 
     async def _run_command(self, state: _Stage, instruction: Run) -> None:

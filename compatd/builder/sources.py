@@ -3,7 +3,6 @@
 All of it blocks. Errors have Docker's words without the instruction's prefix.
 """
 
-import io
 import os
 import posixpath
 import tempfile
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from email.message import Message
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from compatd.builder.cachekey import directory_digest, file_digest, source_digest
@@ -35,7 +34,7 @@ from compatd.builder.trees import (
 from compatd.errors import InvalidParameter, SystemFailure
 
 _UNNAMED = b"__unnamed__"
-_ARCHIVE_HEAD_BYTES = 1 << 17
+_BLOCK_BYTES = 512
 _MAGIC_BYTES = 16
 
 Check = Callable[[], None]
@@ -189,10 +188,10 @@ class Placer:
         if not isinstance(content, FileRange) or content.segments is not None:
             return False
         try:
-            head = read_head(self._archives, _section(content), _ARCHIVE_HEAD_BYTES)
-            return next(self._archives.read(cast("BinaryIO", io.BytesIO(head))), None) is not None
+            block = _read_block(self._archives, _section(content))
         except InvalidParameter:
             return False
+        return any(block) and self._archives.is_tar(block)
 
     def _unpack(self, inode: Inode, destination: bytes) -> None:
         content = inode.content
@@ -203,23 +202,22 @@ class Placer:
             fd, base, size = unpacked, 0, os.fstat(unpacked).st_size
             self._fds.append(fd)
         entries = self._archives.read(open_section(fd, base, size))
-        self._layer.unpack(((entry, base + offset) for entry, offset in entries), fd, destination)
+        self._layer.unpack(((entry, base + offset) for entry, offset in entries), fd, base + size, destination)
 
 
 def _section(content: FileRange) -> BinaryIO:
     return open_section(content.fd, content.offset, content.size)
 
 
-def read_head(archives: Archives, file: BinaryIO, size: int) -> bytes:
-    """The first bytes of what a file holds once decompressed. ``InvalidParameter`` if it is damaged before."""
+def _read_block(archives: Archives, file: BinaryIO) -> bytes:
+    """The first block of what a file holds once decompressed. ``InvalidParameter`` if it is damaged before."""
     compressed = archives.is_compressed(file.read(_MAGIC_BYTES))
     file.seek(0)
     stream: Readable = archives.decompress(file) if compressed else file
-    parts: list[bytes] = []
-    while size > 0 and (data := stream.read(size)):
-        parts.append(data)
-        size -= len(data)
-    return b"".join(parts)
+    block = b""
+    while len(block) < _BLOCK_BYTES and (data := stream.read(_BLOCK_BYTES - len(block))):
+        block += data
+    return block
 
 
 def decompress(archives: Archives, file: BinaryIO, workspace: Path) -> int | None:

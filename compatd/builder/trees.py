@@ -150,6 +150,9 @@ class Section(io.RawIOBase):
     def tell(self) -> int:
         return self._at
 
+    def fileno(self) -> int:
+        return self._fd
+
     def read(self, size: int = -1, /) -> bytes:
         left = max(0, self._size - self._at)
         wanted = left if size < 0 else min(size, left)
@@ -281,7 +284,8 @@ class ArchiveTree:
 
     @classmethod
     def index(cls, entries: Iterable[tuple[TarEntry, int]], fd: int) -> "ArchiveTree":
-        """Index an archive in the file ``fd``. ``InvalidParameter`` with Docker's words for one that lies."""
+        """Index an archive that is the file ``fd``. ``InvalidParameter`` with Docker's words for one that lies."""
+        end = os.fstat(fd).st_size
         tree = cls()
         last_dir, last_parent = b"\0", tree._root
         for count, (entry, offset) in enumerate(entries):
@@ -298,7 +302,7 @@ class ArchiveTree:
                     continue
                 name = parts[-1]
                 parent = tree._make_parent(parts[:-1])
-            inode = tree._make(entry, fd, offset)
+            inode = tree._make(entry, fd, offset, end)
             previous = parent.children.get(name)
             if inode.is_directory:
                 if previous is not None and previous.is_directory:
@@ -311,10 +315,10 @@ class ArchiveTree:
             parent.children[name] = inode
         return tree
 
-    def _make(self, entry: TarEntry, fd: int, offset: int) -> Inode:
+    def _make(self, entry: TarEntry, fd: int, offset: int, end: int) -> Inode:
         if entry.type == b"1":
             return self.linked(entry, self.lookup)
-        return make_inode(entry, fd, offset)
+        return make_inode(entry, fd, offset, end)
 
     @staticmethod
     def linked(entry: TarEntry, find: Callable[[Parts], Inode | None]) -> Inode:
@@ -369,15 +373,23 @@ def _name(item: tuple[bytes, Inode]) -> bytes:
     return item[0]
 
 
-def make_inode(entry: TarEntry, fd: int, offset: int) -> Inode:
-    """The inode of an entry that is no hard link. ``InvalidParameter`` for a type that no file has."""
+def make_inode(entry: TarEntry, fd: int, offset: int, end: int) -> Inode:
+    """The inode of an entry that is no hard link, its content at ``offset`` of an archive that ends at ``end``.
+
+    ``InvalidParameter`` for a type that no file has, and for content that is not there.
+    """
     kind = _KINDS.get(entry.type)
     if kind is None:
         raise InvalidParameter(f"unhandled tar header type {entry.type[0] if entry.type else 0}")
     inode = Inode(kind=kind, size=entry.size, target=entry.linkname if kind is Kind.SYMLINK else b"")
     if kind is Kind.FILE:
+        stored = entry.size if entry.segments is None else sum(size for _, size in entry.segments)
+        if offset + stored > end:
+            raise InvalidParameter("unexpected EOF")
         inode.content = FileRange(fd, offset, entry.size, entry.segments)
     _describe(inode, entry)
+    if kind is Kind.SYMLINK:
+        inode.mode = 0o777
     return inode
 
 
