@@ -3,7 +3,7 @@
     table ip compatd
       map published      protocol . port             -> container address . port      bound to all addresses
       map published_at   protocol . address . port   -> container address . port      bound to one address
-      loopback      prerouting, raw     127/8 never comes from a bridge
+      loopback      prerouting, raw     nothing to 127/8 comes from a bridge
       inbound       prerouting, dstnat  published ports, from elsewhere and from containers
       outbound      output, dstnat      published ports, from the machine itself, by 127.0.0.1 too
       disguise      postrouting, srcnat masquerade what leaves a bridge, and what must come back the same way
@@ -11,7 +11,7 @@
                                         ports only
 
 A published port that is reached by 127.0.0.1 leaves through the bridge with a loopback source, so it is masqueraded,
-and the bridge has ``route_localnet`` set; in return ``loopback`` refuses such addresses from bridges and
+and the bridge has ``route_localnet`` set; in return ``loopback`` refuses what bridges send there, and
 ``inbound`` never translates packets to 127/8 that came from a wire (a port bound to 127.0.0.1 is the machine's own).
 No process stands in the way of the bytes, and rules outlive a killed daemon: published ports go on working.
 
@@ -102,7 +102,7 @@ def desired(bridges: Iterable[BridgeRules], published: Iterable[Published], *, t
             type="filter",
             hook=nft.PREROUTING,
             priority=nft.PRIORITY_RAW,
-            rules=_loopback_guard(bridges),
+            rules=tuple((*_in(bridge.bridge), *_loopback(_DESTINATION), *_DROP) for bridge in bridges),
         ),
         nft.Chain(
             name="inbound",
@@ -256,16 +256,6 @@ _TRANSLATIONS: tuple[_Rule, ...] = (
         nft.dnat(nft.IPV4, nft.REG, nft.REG32_01),
     ),
 )
-
-
-def _loopback_guard(bridges: list[BridgeRules]) -> tuple[_Rule, ...]:
-    rules: list[_Rule] = []
-    for bridge in bridges:
-        rules += [
-            (*_in(bridge.bridge), *_loopback(_DESTINATION), *_DROP),
-            (*_in(bridge.bridge), *_loopback(_SOURCE), *_DROP),
-        ]
-    return tuple(rules)
 
 
 def _disguise(bridges: list[BridgeRules]) -> tuple[_Rule, ...]:
