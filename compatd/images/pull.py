@@ -1,7 +1,7 @@
 """Pulling images: from a reference to verified content and applied layers, each byte read once.
 
-The way of a layer. The registry's bytes are appended to an ingest of the content store, which hashes them; a worker
-thread follows that file as it grows, decompresses and feeds the layer store. So the download never waits for the
+The way of a layer. The registry's bytes are appended to an ingest of the content store, which hashes them; one thread
+follows that file as it grows and decompresses, another one feeds the layer store. So the download never waits for the
 unpacking, memory stays flat whatever the sizes, a broken download goes on where it stopped, in this pull or in a
 later one, and the compressed blob is there for a push to give back. The follower sees the end of the file only
 after the blob's digest was found right: a lying registry leaves no layer.
@@ -14,6 +14,7 @@ import asyncio
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ from compatd.tasks import Workers, spawn
 T = TypeVar("T")
 
 _BATCH_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 20
+_CHUNKS_AHEAD = 4
 _PROGRESS_INTERVAL_S = 0.1
 _SHORT_ID = slice(len("sha256:"), len("sha256:") + 12)
 
@@ -157,7 +160,7 @@ class Puller:
         self._layers = layers
         self._workers = workers
         # Apart from the common workers: these threads wait for what the common ones write, for as long as it takes.
-        self._unpackers = Workers(max_downloads)
+        self._unpackers = Workers(2 * max_downloads)
         self._slots = asyncio.Semaphore(max_downloads)
         self._attempts = attempts
         self._retry_step_s = retry_step_s
@@ -444,15 +447,24 @@ class Puller:
         def seen(offset: int) -> None:
             loop.call_soon_threadsafe(transfer.advance, "Extracting", offset)
 
-        def apply() -> DiffId:
-            return self._layers.apply(decompressed(_Watched(growing, seen)), expected=transfer.diff_id)
+        ahead = _ReadAhead()
 
+        def decompress() -> None:
+            ahead.fill(lambda: decompressed(_Watched(growing, seen)))
+
+        def apply() -> DiffId:
+            try:
+                return self._layers.apply(ahead, expected=transfer.diff_id)
+            finally:
+                ahead.close()
+
+        decompressing = spawn(_outcome(self._unpackers.run(decompress)), name=f"decompress {transfer.diff_id}")
         applying = spawn(_outcome(self._unpackers.run(apply)), name=f"apply {transfer.diff_id}")
         try:
             yield applying
         finally:
             growing.give_up()
-            await _ended(applying)
+            await _ended(applying, decompressing)
             growing.close()
 
 
@@ -504,6 +516,55 @@ class _Growing:
         data = os.pread(self._fd, min(size, available), self._at)
         self._at += len(data)
         return data
+
+
+class _ReadAhead:
+    """A stream that one thread fills a little ahead of the other one, which reads: each has a processor to use."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._chunks = deque[bytes]()
+        self._at = 0
+        self._ended = False
+        self._error: Exception | None = None
+
+    def fill(self, open_stream: Callable[[], Readable]) -> None:
+        """Read the stream to its end, or until ``close``; its error is the reader's."""
+        try:
+            stream = open_stream()
+            while data := stream.read(_CHUNK_BYTES):
+                with self._changed:
+                    self._changed.wait_for(lambda: len(self._chunks) < _CHUNKS_AHEAD or self._ended)
+                    if self._ended:
+                        return
+                    self._chunks.append(data)
+                    self._changed.notify_all()
+        except Exception as error:
+            self._error = error
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Nothing comes any more, or nothing is wanted any more."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def read(self, size: int, /) -> bytes:
+        with self._changed:
+            self._changed.wait_for(lambda: self._chunks or self._ended)
+            if not self._chunks:
+                if self._error is not None:
+                    raise self._error
+                return b""
+            chunk = self._chunks[0]
+            data = chunk[self._at : self._at + size]  # no copy when that is all of it
+            self._at += len(data)
+            if self._at == len(chunk):
+                self._at = 0
+                self._chunks.popleft()
+                self._changed.notify_all()
+            return data
 
 
 class _Watched:
@@ -631,12 +692,12 @@ async def _outcome(work: Coroutine[Any, Any, T]) -> _Outcome[T]:
         return _Outcome(None, error)
 
 
-async def _ended(task: "asyncio.Task[Any]") -> None:
-    """Wait for the end of ``task``, whatever it is; a cancellation meanwhile is raised afterwards."""
+async def _ended(*tasks: "asyncio.Task[Any]") -> None:
+    """Wait for the end of ``tasks``, whatever it is; a cancellation meanwhile is raised afterwards."""
     cancelled = False
-    while not task.done():
+    while not all(task.done() for task in tasks):
         try:
-            await asyncio.wait([task])
+            await asyncio.wait(tasks)
         except asyncio.CancelledError:
             cancelled = True
     if cancelled:

@@ -199,8 +199,9 @@ class Endpoint:
     """Where a registry's API is: ``url`` without a trailing slash."""
 
     url: str
-    mirror: bool
-    tls: ssl.SSLContext
+    mirror: bool = False
+    insecure: bool = False
+    """Whether its certificate is not checked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,7 +233,7 @@ class RegistryClient:
         self._options = options
         self._workers = workers
         self._session: aiohttp.ClientSession | None = None
-        self._tls: dict[tuple[str, bool], ssl.SSLContext] = {}
+        self._tls: dict[tuple[Path, bool], ssl.SSLContext] = {}
         self._tokens: dict[tuple[str, ...], _Token] = {}
         self._insecure_hosts = {name.lower() for name in options.insecure if "/" not in name}
         self._insecure_networks = [ipaddress.ip_network(cidr) for cidr in ("127.0.0.0/8", "::1/128")]
@@ -282,13 +283,14 @@ class RegistryClient:
         raise inspect_error(fault)
 
     async def _endpoint(self, url: str, *, mirror: bool = False) -> Endpoint:
-        host = urlsplit(url).netloc
-        insecure = await self._is_insecure(host)
-        tls = self._tls.get((host, insecure))
-        if tls is None:
-            tls = await self._workers.run(_tls_context, self._options.certs_dir / host, insecure)
-            self._tls[host, insecure] = tls
-        return Endpoint(url=url, mirror=mirror, tls=tls)
+        return Endpoint(url=url, mirror=mirror, insecure=await self._is_insecure(urlsplit(url).netloc))
+
+    async def _tls_context(self, endpoint: Endpoint) -> ssl.SSLContext:
+        directory = self._options.certs_dir / urlsplit(endpoint.url).netloc
+        key = (directory, endpoint.insecure)
+        if key not in self._tls:
+            self._tls[key] = await self._workers.run(_tls_context, directory, endpoint.insecure)
+        return self._tls[key]
 
     async def _is_insecure(self, host: str) -> bool:
         if host.lower() in self._insecure_hosts:
@@ -325,12 +327,14 @@ class RegistryClient:
         self,
         method: str,
         url: str,
-        *,
-        tls: ssl.SSLContext,
+        endpoint: Endpoint,
         headers: Mapping[str, str] | None = None,
         data: str | None = None,
     ) -> aiohttp.ClientResponse:
-        """One request, redirects followed; the caller releases the response. RegistryFault in Go's words."""
+        """One request, redirects followed, with the TLS settings of ``endpoint``; the caller releases the response.
+
+        RegistryFault in Go's words.
+        """
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15),
@@ -346,6 +350,8 @@ class RegistryClient:
         origin = urlsplit(url)[:2]
         shown = url
         for _ in range(_REDIRECT_LIMIT):
+            # Making a context reads the system's whole list of authorities: not for plain HTTP.
+            tls = await self._tls_context(endpoint) if url.startswith("https:") else True
             try:
                 target = URL(url, encoded=True)
                 response = await self._session.request(
@@ -374,7 +380,7 @@ class RegistryClient:
         raise RegistryFault(f'{verb} "{shown}": stopped after {_REDIRECT_LIMIT} redirects')
 
     async def token(
-        self, challenge: _Challenge, credentials: Credentials, scope: str, tls: ssl.SSLContext, *, offline: bool = False
+        self, challenge: _Challenge, credentials: Credentials, scope: str, endpoint: Endpoint, *, offline: bool = False
     ) -> tuple[_Token, bool]:
         """A token which the challenge's realm gives for ``scope``; whether it came from the cache."""
         realm, service = challenge.parameters.get("realm", ""), challenge.parameters.get("service", "")
@@ -390,7 +396,7 @@ class RegistryClient:
         if credentials.identity_token:
             form = {"grant_type": "refresh_token", "refresh_token": credentials.identity_token, "client_id": "docker"}
             headers = {"Content-Type": "application/x-www-form-urlencoded"}
-            response = await self.send("POST", realm, tls=tls, headers=headers, data=urlencode(form | query))
+            response = await self.send("POST", realm, endpoint, headers, urlencode(form | query))
         else:
             headers = dict[str, str]()
             if credentials.username:
@@ -400,7 +406,7 @@ class RegistryClient:
                 query |= {"client_id": "docker", "offline_token": "true"}
             joint = "&" if urlsplit(realm).query else "?"
             url = f"{realm}{joint}{urlencode(sorted(query.items()))}" if query else realm
-            response = await self.send("GET", url, tls=tls, headers=headers)
+            response = await self.send("GET", url, endpoint, headers)
         asked_s = time.monotonic()
         body = await read_reply(response)
         if response.status >= 300:
@@ -444,7 +450,7 @@ class _Access:
 
     async def ping(self) -> None:
         """Learn how the registry wants to be authorised; whatever else it answers does not matter here."""
-        response = await self._client.send("GET", f"{self.endpoint.url}/v2/", tls=self.endpoint.tls)
+        response = await self._client.send("GET", f"{self.endpoint.url}/v2/", self.endpoint)
         await read_reply(response)
         if response.status == 401:
             self._challenges = _challenges(response)
@@ -453,7 +459,7 @@ class _Access:
         """Ask for ``/v2/`` with the credentials; the refresh token that came along, or ''."""
         url = f"{self.endpoint.url}/v2/"
         authorization, token, _ = await self._authorization("GET", url, offline=True)
-        response = await self._client.send("GET", url, tls=self.endpoint.tls, headers=authorization)
+        response = await self._client.send("GET", url, self.endpoint, authorization)
         await read_reply(response)
         if response.status != 200:
             raise RegistryFault(f"login attempt to {url} failed with status: {_status_text(response)}")
@@ -463,9 +469,7 @@ class _Access:
         """One authorised request; the caller releases the response, whatever its status."""
         while True:
             authorization, token, cached = await self._authorization(method, url)
-            response = await self._client.send(
-                method, url, tls=self.endpoint.tls, headers={**(headers or {}), **authorization}
-            )
+            response = await self._client.send(method, url, self.endpoint, {**(headers or {}), **authorization})
             if response.status != 401 or token is None or not cached:
                 return response
             # The token may have been revoked since it was cached: one try with a new one.
@@ -481,7 +485,7 @@ class _Access:
             try:
                 if challenge.scheme == "bearer":
                     token, cached = await self._client.token(
-                        challenge, self._credentials, self._scope, self.endpoint.tls, offline=offline
+                        challenge, self._credentials, self._scope, self.endpoint, offline=offline
                     )
                     return {"Authorization": f"Bearer {token.text}"}, token, cached
                 if challenge.scheme == "basic":

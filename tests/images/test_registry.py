@@ -74,7 +74,7 @@ async def test_docker_hub_is_the_last_of_its_mirrors(client: Client) -> None:
         ("https://127.0.0.1:2/x", True),
         ("https://registry-1.docker.io", False),
     ]
-    assert found[-1].tls.verify_mode is ssl.CERT_REQUIRED
+    assert [one.insecure for one in found] == [True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ async def test_plain_http_is_for_insecure_registries(
 ) -> None:
     found = await client(insecure=insecure).endpoints(domain)
     assert [one.url for one in found] == urls
-    assert {one.tls.verify_mode is ssl.CERT_NONE for one in found} == {len(urls) == 2}
+    assert {one.insecure for one in found} == {len(urls) == 2}
 
 
 # what registries answer
@@ -493,29 +493,31 @@ async def test_certificates(client: Client, tmp_path: Path) -> None:
     context.load_cert_chain(tmp_path / "server.pem")
     async with LyingRegistry(tls=context) as registry:
         registry.add_image("img", "1", [])
-        url = f"https://localhost:{registry.port}"
+        host = f"localhost:{registry.port}"
+        strict = r.Endpoint(url=f"https://{host}")
+        lenient = r.Endpoint(url=f"https://{host}", insecure=True)
 
-        def endpoint(host: str, *, insecure: bool = False) -> r.Endpoint:
-            return r.Endpoint(url=url, mirror=False, tls=r._tls_context(tmp_path / host, insecure))
+        async def resolve(endpoint: r.Endpoint) -> object:
+            found = await client(certs_dir=tmp_path).repository(endpoint, "img", r.ANONYMOUS)
+            return await found.resolve("1")
 
-        text = await refusal(client().repository(endpoint("unknown"), "img", r.ANONYMOUS))
         unknown_authority = "x509: certificate signed by unknown authority"
-        assert text == f'Get "{url}/v2/": tls: failed to verify certificate: {unknown_authority}'
-        (tmp_path / "known").mkdir()
-        (tmp_path / "known" / "ca.crt").write_text(tls.CERTIFICATE)
-        for found in (endpoint("known"), endpoint("unknown", insecure=True)):
-            await (await client().repository(found, "img", r.ANONYMOUS)).resolve("1")
-    (tmp_path / "known" / "me.cert").write_text(tls.CERTIFICATE)
-    with pytest.raises(SystemFailure, match=r"missing key me\.key for client certificate me\.cert"):
-        r._tls_context(tmp_path / "known", False)
+        text = f'Get "https://{host}/v2/": tls: failed to verify certificate: {unknown_authority}'
+        assert await refusal(resolve(strict)) == text
+        await resolve(lenient)
+        (tmp_path / host).mkdir()
+        (tmp_path / host / "ca.crt").write_text(tls.CERTIFICATE)
+        await resolve(strict)
+        (tmp_path / host / "me.cert").write_text(tls.CERTIFICATE)
+        with pytest.raises(SystemFailure, match=r"missing key me\.key for client certificate me\.cert"):
+            await resolve(strict)
 
 
 async def test_proxies(client: Client, lying: LyingRegistry) -> None:
     proxies = r.proxies_of({"http_proxy": lying.host, "NO_PROXY": "direct.test,10.0.0.0/8"})
     assert proxies == {"http": f"http://{lying.host}", "no": "direct.test,10.0.0.0/8"}
     made = client(proxies=proxies)
-    plain = (await made.endpoints(lying.host))[-1]
-    far = r.Endpoint(url="http://far.test", mirror=False, tls=plain.tls)
+    far = r.Endpoint(url="http://far.test")
     assert (await (await made.repository(far, "img", r.ANONYMOUS)).resolve("1")).digest
     assert {headers["Host"] for _, _, headers in lying.seen} == {"far.test"}
     for direct in (
