@@ -473,8 +473,8 @@ def _io_weight(weight: int) -> int:
 
 
 def _parent_path(host: Host, parent: str) -> str:
-    path = posixpath.normpath(f"/{parent or host.cgroup_parent}")
-    return "" if path == "/" else "/" + path.strip("/")
+    path = posixpath.normpath(f"/{parent or host.cgroup_parent}").strip("/")
+    return f"/{path}" if path else ""
 
 
 def _pass_on(layout: cgroupfs.Layout, directory: str) -> None:

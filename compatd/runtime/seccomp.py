@@ -447,8 +447,8 @@ def _parse_condition(arg: dict[str, Any], call: str) -> Condition:
     return Condition(
         index=index,
         operator=_OPERATORS[operator],
-        value=_number(arg, "value", where) or 0,
-        value_two=_number(arg, "valueTwo", where) or 0,
+        value=_number(arg, "value", where, "uint64") or 0,
+        value_two=_number(arg, "valueTwo", where, "uint64") or 0,
     )
 
 
@@ -527,10 +527,10 @@ def _string(document: dict[str, Any], key: str, where: str = "") -> str:
     return value
 
 
-def _number(document: dict[str, Any], key: str, where: str = "") -> int | None:
+def _number(document: dict[str, Any], key: str, where: str = "", kind: str = "uint") -> int | None:
     value = document.get(key)
     if value is None:
         return None
     if type(value) is not int or not 0 <= value < 1 << 64:
-        raise _mismatch(value, where + key, "uint64")
+        raise _mismatch(value, where + key, kind)
     return value

@@ -98,7 +98,7 @@ def test_default_rules_are_docker_s() -> None:
 
 @pytest.mark.unit
 @pytest.mark.parametrize(
-    "text", ["c 1:2", "c 1:2 x", "d 1:2 r", "c -1:2 r", "c 1:2 r\n", "c ١:2 r", "c 4294967296:1 r"]
+    "text", ["c 1:2", "c 1:2 x", "d 1:2 r", "c -1:2 r", "c 1:2 r\n", "c \u0661:2 r", "c 4294967296:1 r"]
 )
 def test_bad_rules_are_refused(text: str) -> None:
     with pytest.raises(InvalidParameter, match="invalid device cgroup rule format: "):
