@@ -248,6 +248,11 @@ class Ingest:
             self.offset = 0
             self.close()
 
+    def free_bytes(self) -> int:
+        """How much its file system has room for."""
+        status = os.fstatvfs(self._fd)
+        return status.f_bavail * status.f_frsize
+
     def reader(self) -> int:
         """A descriptor to read what is written, with pread(2); the caller closes it."""
         return os.dup(self._fd)

@@ -11,6 +11,7 @@ ingests to resume; the owner of the image records sweeps them.
 """
 
 import asyncio
+import errno
 import os
 import threading
 import time
@@ -373,6 +374,8 @@ class Puller:
             ingest = await _whole(opening, release=Ingest.close)
             resumed = ingest.offset > 0
             try:
+                if ingest.free_bytes() < layer.size - ingest.offset:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 if await self._download(repository, transfer, ingest):
                     return
             finally:

@@ -144,10 +144,23 @@ ANONYMOUS = Credentials()
 def decode_credentials(header: str) -> Credentials:
     """Read ``X-Registry-Auth``; like Docker, take what cannot be read for nothing at all."""
     try:
-        document = msgspec.json.decode(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)))
-        return credentials_of(cast("Mapping[str, Any]", document))
+        return credentials_of(_header_document(header))
     except (ValueError, TypeError, AttributeError, RecursionError):
         return ANONYMOUS
+
+
+def decode_registry_config(header: str) -> dict[str, Credentials]:
+    """Read ``X-Registry-Config`` of a build: credentials by the domain that they are for."""
+    try:
+        return {
+            registry_domain(address): credentials_of(document) for address, document in _header_document(header).items()
+        }
+    except (ValueError, TypeError, AttributeError, RecursionError, InvalidParameter):
+        return {}
+
+
+def _header_document(header: str) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", msgspec.json.decode(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4))))
 
 
 def credentials_of(document: Mapping[str, Any]) -> Credentials:
@@ -202,6 +215,8 @@ class Endpoint:
     mirror: bool = False
     insecure: bool = False
     """Whether its certificate is not checked."""
+    certificates_ns: int = 0
+    """When the folder of its certificates changed last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,7 +248,7 @@ class RegistryClient:
         self._options = options
         self._workers = workers
         self._session: aiohttp.ClientSession | None = None
-        self._tls: dict[tuple[Path, bool], ssl.SSLContext] = {}
+        self._tls: dict[Endpoint, ssl.SSLContext] = {}
         self._tokens: dict[tuple[str, ...], _Token] = {}
         self._insecure_hosts = {name.lower() for name in options.insecure if "/" not in name}
         self._insecure_networks = [ipaddress.ip_network(cidr) for cidr in ("127.0.0.0/8", "::1/128")]
@@ -269,7 +284,7 @@ class RegistryClient:
 
         Raises the engine errors of ``POST /auth``.
         """
-        domain = _server_domain(credentials.server_address)
+        domain = registry_domain(credentials.server_address)
         fault = RegistryFault(f"no endpoints found for {domain}")
         for endpoint in await self.endpoints(domain, mirrors=False):
             access = _Access(self, endpoint, credentials, "")
@@ -283,12 +298,19 @@ class RegistryClient:
         raise inspect_error(fault)
 
     async def _endpoint(self, url: str, *, mirror: bool = False) -> Endpoint:
-        return Endpoint(url=url, mirror=mirror, insecure=await self._is_insecure(urlsplit(url).netloc))
+        host = urlsplit(url).netloc
+        return Endpoint(
+            url=url,
+            mirror=mirror,
+            insecure=await self._is_insecure(host),
+            certificates_ns=await self._workers.run(_changed_ns, self._options.certs_dir / host),
+        )
 
     async def _tls_context(self, endpoint: Endpoint) -> ssl.SSLContext:
-        directory = self._options.certs_dir / urlsplit(endpoint.url).netloc
-        key = (directory, endpoint.insecure)
+        # Hosts without certificates of their own share one: a context with the system's authorities is large.
+        key = endpoint if endpoint.certificates_ns else Endpoint(url="", insecure=endpoint.insecure)
         if key not in self._tls:
+            directory = self._options.certs_dir / urlsplit(endpoint.url).netloc
             self._tls[key] = await self._workers.run(_tls_context, directory, endpoint.insecure)
         return self._tls[key]
 
@@ -821,12 +843,22 @@ def _basic(credentials: Credentials) -> str:
     return "Basic " + base64.b64encode(f"{credentials.username}:{credentials.password}".encode()).decode()
 
 
-def _server_domain(address: str) -> str:
-    """``https://index.docker.io/v1/`` and the like, or a bare host: the domain in references."""
+def registry_domain(address: str) -> str:
+    """The domain, as in references, of an address in a client's configuration: a host or a URL.
+
+    Empty means Docker Hub. InvalidParameter for what is neither.
+    """
     host = re.sub(r"^https?://", "", address or INDEX_SERVER).partition("/")[0]
     if not is_domain(host):
         raise InvalidParameter(f"invalid registry address {_quoted(address)}")
     return DEFAULT_DOMAIN if host in ("index.docker.io", "registry-1.docker.io") else host
+
+
+def _changed_ns(directory: Path) -> int:
+    try:
+        return directory.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _tls_context(directory: Path, insecure: bool) -> ssl.SSLContext:

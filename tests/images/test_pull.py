@@ -9,6 +9,7 @@ import os
 import random
 import re
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -394,6 +395,12 @@ def wrong_layer(lying: LyingRegistry, fault: fake.Fault) -> None:
     lying.faults[f"/blobs/{descriptors(lying)[2]}"] = fault
 
 
+def with_layer_size(lying: LyingRegistry, size: int) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads(lying.manifests["img", "1"].data)
+    manifest["layers"][1]["size"] = size
+    return manifest
+
+
 VERIFICATION = "filesystem layer verification failed for digest {top}"
 LIES: dict[str, tuple[Callable[[LyingRegistry], object], str]] = {
     "other bytes": (lambda lying: wrong_layer(lying, fake.serving(gzip.compress(b"other"))), VERIFICATION),
@@ -441,6 +448,10 @@ LIES: dict[str, tuple[Callable[[LyingRegistry], object], str]] = {
     "fewer diff ids": (
         lambda lying: lying.add_image("img", "1", [TOP], rootfs={"type": "layers", "diff_ids": []}),
         "layers from manifest don't match image configuration",
+    ),
+    "a layer larger than the disk": (
+        lambda lying: lying.add_manifest("img", "1", with_layer_size(lying, 1 << 60)),
+        "no space left on device",
     ),
     "no layer": (
         lambda lying: lying.add_image("img", "1", [TOP], compress=lambda data: gzip.compress(data)[:-10]),
@@ -584,6 +595,48 @@ def push(host: str, name: str, tag: str, layers: list[bytes]) -> str:
     headers = call("PUT", f"/v2/{name}/manifests/{tag}", json.dumps(manifest).encode(), fake.MANIFEST)
     connection.close()
     return str(headers["Docker-Content-Digest"])
+
+
+PULL = """
+import asyncio, sys
+from pathlib import Path
+from compatd.images.directories import DirectoryStore
+from tests.images.test_pull import Engine
+
+async def main():
+    root = Path(sys.argv[1])
+    await Engine(root, DirectoryStore(root), idle_timeout_s=30).pull(sys.argv[2])
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.root
+async def test_killed_at_any_time(tmp_path: Path, lying: LyingRegistry) -> None:
+    """The next daemon sees whole blobs and layers only, and its pull goes on with what is there."""
+    name = f"{lying.host}/img:1"
+    base = descriptors(lying)[1]
+    lying.faults[f"/blobs/{base}"] = fake.silent_after(2_000_000)
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", PULL, tmp_path, name)
+    try:
+        await until(lambda: sum(path.stat().st_size for path in tmp_path.glob("ingest/*")) > 1_000_000)
+    finally:
+        process.kill()
+        await process.wait()
+    lying.faults.clear()
+    layers = DirectoryStore(tmp_path)
+    engine = Engine(tmp_path, layers)
+    try:
+        engine.check_content()
+        layers.sweep()
+        assert {info.diff_id for info in layers.walk()} <= {digest(TOP)}
+        pulled = await engine.pull(name)
+        assert Path(layers.lowers(pulled.diff_ids)[1], "big").read_bytes() == BIG
+        assert int(lying.requests(base)[-1]["Range"][6:-1]) >= 1_000_000
+        assert engine.ingests() == []
+    finally:
+        await engine.close()
+        layers.close()
 
 
 @pytest.mark.root

@@ -7,6 +7,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +320,14 @@ def test_credentials_in_headers() -> None:
     assert "p'" not in repr(expected)
 
 
+def test_credentials_for_builds() -> None:
+    header = encoded({"https://index.docker.io/v1/": {"username": "hub"}, "r.example:5000": {"username": "mine"}})
+    found = r.decode_registry_config(header)
+    assert {domain: one.username for domain, one in found.items()} == {"docker.io": "hub", "r.example:5000": "mine"}
+    for text in ("", "garbage!", encoded([]), encoded({"a b": {}}), encoded({"a.b": 3})):
+        assert r.decode_registry_config(text) == {}
+
+
 async def test_anonymous_tokens_are_fetched_once(client: Client, lying: LyingRegistry) -> None:
     lying.realm = "self"
     made = client()
@@ -497,20 +506,24 @@ async def test_certificates(client: Client, tmp_path: Path) -> None:
         strict = r.Endpoint(url=f"https://{host}")
         lenient = r.Endpoint(url=f"https://{host}", insecure=True)
 
+        made = client(certs_dir=tmp_path)
+
         async def resolve(endpoint: r.Endpoint) -> object:
-            found = await client(certs_dir=tmp_path).repository(endpoint, "img", r.ANONYMOUS)
-            return await found.resolve("1")
+            return await (await made.repository(endpoint, "img", r.ANONYMOUS)).resolve("1")
 
         unknown_authority = "x509: certificate signed by unknown authority"
         text = f'Get "https://{host}/v2/": tls: failed to verify certificate: {unknown_authority}'
         assert await refusal(resolve(strict)) == text
         await resolve(lenient)
+        # What an administrator puts there is seen without a restart.
         (tmp_path / host).mkdir()
         (tmp_path / host / "ca.crt").write_text(tls.CERTIFICATE)
-        await resolve(strict)
+        changed_ns = (await made.endpoints(host))[0].certificates_ns
+        assert changed_ns == (tmp_path / host).stat().st_mtime_ns
+        await resolve(replace(strict, certificates_ns=changed_ns))
         (tmp_path / host / "me.cert").write_text(tls.CERTIFICATE)
         with pytest.raises(SystemFailure, match=r"missing key me\.key for client certificate me\.cert"):
-            await resolve(strict)
+            await resolve(replace(strict, certificates_ns=changed_ns + 1))
 
 
 async def test_proxies(client: Client, lying: LyingRegistry) -> None:
