@@ -85,6 +85,7 @@ from compatd.builder.sources import (
     inside,
     is_url,
     open_unnamed,
+    read_entries,
 )
 from compatd.builder.trees import ArchiveTree, Inode, Kind, RootTree, Tree, open_section, resolve
 from compatd.errors import EngineError, InvalidParameter, SystemFailure
@@ -229,27 +230,34 @@ class _Build:
             raise SystemFailure("build cancelled")
 
     async def _blocking(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a blocking function on a worker; when cancelled, tell it and wait for it before passing that on."""
+        """Run a blocking function on a worker; when cancelled, tell it and wait for it before passing that on.
+
+        ``SystemFailure`` for the host's own failures, without its paths.
+        """
         work = asyncio.ensure_future(self._ports.workers.run(function, *args, **kwargs))  # noqa: TID251 - awaited here
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             self._cancelled.set()
-            await asyncio.wait([work])
+            while not work.done():  # a second cancellation must not let go of the thread either
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([work])
             if not work.cancelled():
                 work.exception()
             raise
+        except OSError as error:
+            raise SystemFailure((error.strerror or str(error)).lower()) from error
 
     # The context
 
     def _open_context(self) -> Dockerfile:
         fd = self._request.context_fd
         try:
-            unpacked = decompress(self._ports.archives, open_section(fd), self._request.workspace)
+            unpacked = decompress(self._ports.archives, open_section(fd), self._request.workspace, self._check)
             if unpacked is not None:
                 fd = unpacked
                 self._cleanup.callback(os.close, fd)
-            tree = ArchiveTree.index(self._ports.archives.read(open_section(fd)), fd)
+            tree = ArchiveTree.index(read_entries(self._ports.archives, open_section(fd), self._check), fd)
         except InvalidParameter as error:
             raise SystemFailure(str(error)) from error
         self._context = tree
@@ -550,43 +558,60 @@ class _Build:
     async def _copy(self, state: _Stage, instruction: Copy) -> None:
         if instruction.chmod:
             raise SystemFailure(_needs_buildkit("chmod"))
-        keyword = "ADD" if instruction.is_add else "COPY"
-        async with contextlib.AsyncExitStack() as stack:
-            tree = self._context
-            if instruction.from_:
-                tree = await self._open_image(instruction.from_, stack)
-            try:
-                sources = await self._find_sources(instruction, tree, stack)
-            except EngineError as error:
-                raise SystemFailure(f"{keyword} failed: {error}") from error
-            destination = instruction.destination
-            if len(sources) > 1 and not destination.endswith("/"):
-                raise SystemFailure(
-                    f"When using {keyword} with more than one source file, "
-                    "the destination must be a directory and end with a /"
-                )
-            chown = f"--chown={instruction.chown} " if instruction.chown else ""
-            digest = sources_digest([source.digest for source in sources])
-            comment = f"#(nop) {keyword} {chown}{digest} in {destination} "
-            command = (*state.config.command_shell(), comment)
-            if await self._use_cache(state, command):
-                return
-            target = _normalise_destination(state.config.working_dir, destination)
-            fill = _Filler(
-                self._ports.archives, self._request.workspace, stack, sources, os.fsencode(target), instruction
-            )
-            diff_id = await self._blocking(self._apply, state.image, fill)
-            await self._create(state, command, container_id="", diff_id=diff_id)
+        resources = contextlib.ExitStack()
+        try:
+            await self._copy_with(state, instruction, resources)
+        finally:
+            await self._blocking(resources.close)
 
-    async def _open_image(self, reference: str, stack: contextlib.AsyncExitStack) -> Tree:
+    async def _copy_with(self, state: _Stage, instruction: Copy, resources: contextlib.ExitStack) -> None:
+        """``resources`` owns what is opened on the way; worker threads put things on it too."""
+        keyword = "ADD" if instruction.is_add else "COPY"
+        tree = await self._open_image(instruction.from_, resources) if instruction.from_ else self._context
+        try:
+            sources = await self._find_sources(instruction, tree, resources)
+        except EngineError as error:
+            raise SystemFailure(f"{keyword} failed: {error}") from error
+        destination = instruction.destination
+        if len(sources) > 1 and not destination.endswith("/"):
+            raise SystemFailure(
+                f"When using {keyword} with more than one source file, "
+                "the destination must be a directory and end with a /"
+            )
+        chown = f"--chown={instruction.chown} " if instruction.chown else ""
+        digest = sources_digest([source.digest for source in sources])
+        command = (*state.config.command_shell(), f"#(nop) {keyword} {chown}{digest} in {destination} ")
+        if await self._use_cache(state, command):
+            return
+        target = os.fsencode(_normalise_destination(state.config.working_dir, destination))
+
+        def fill(layer: Layer, base: RootTree | None) -> None:
+            owner: Owner | None = None if instruction.from_ else ROOT
+            if instruction.chown:
+                owner = _find_owner(instruction.chown, base)
+            placer = Placer(layer, self._ports.archives, self._request.workspace, self._check)
+            resources.callback(placer.close)
+            try:
+                for source in sources:
+                    placer.place(source, target, owner, unpack=instruction.is_add)
+            except EngineError as error:
+                raise SystemFailure(f"failed to copy files: {error}") from error
+
+        diff_id = await self._blocking(self._apply, state.image, fill)
+        await self._create(state, command, container_id="", diff_id=diff_id)
+
+    async def _open_image(self, reference: str, resources: contextlib.ExitStack) -> Tree:
         try:
             image = self._find_built(reference) or await self._resolve(reference, self._request.platform)
         except EngineError as error:
             raise SystemFailure(f"invalid from flag value {reference}: {error}") from error
         if not image.diff_ids:
             return ArchiveTree()
-        tree = RootTree(await self._blocking(self._ports.layers.mount, image.diff_ids))
-        stack.push_async_callback(self._blocking, tree.close)
+        return await self._blocking(self._mount, image.diff_ids, resources)
+
+    def _mount(self, diff_ids: Sequence[str], resources: contextlib.ExitStack) -> RootTree:
+        tree = RootTree(self._ports.layers.mount(diff_ids))
+        resources.callback(tree.close)
         return tree
 
     def _find_built(self, reference: str) -> Image | None:
@@ -600,13 +625,13 @@ class _Build:
             raise SystemFailure("index out of bounds")
         return self._built[index]
 
-    async def _find_sources(self, instruction: Copy, tree: Tree, stack: contextlib.AsyncExitStack) -> list[Source]:
+    async def _find_sources(self, instruction: Copy, tree: Tree, resources: contextlib.ExitStack) -> list[Source]:
         sources: list[Source] = []
         for word in instruction.sources:
             if is_url(word):
                 if not instruction.is_add:
                     raise SystemFailure("source can't be a URL for COPY")
-                sources.append(await self._download(word, instruction.destination, stack))
+                sources.append(await self._download(word, instruction.destination, resources))
                 continue
             from_context = not instruction.from_
             sources += await self._blocking(find_sources, tree, word, from_context=from_context, check=self._check)
@@ -614,20 +639,21 @@ class _Build:
             raise SystemFailure("no source files were specified")
         return sources
 
-    async def _download(self, url: str, destination: str, stack: contextlib.AsyncExitStack) -> Source:
-        fd = await self._blocking(open_unnamed, self._request.workspace)
-        stack.callback(os.close, fd)
+    async def _download(self, url: str, destination: str, resources: contextlib.ExitStack) -> Source:
+        def create() -> int:
+            fd = open_unnamed(self._request.workspace)
+            resources.callback(os.close, fd)
+            return fd
+
+        fd = await self._blocking(create)
         fetched = await self._ports.fetcher.fetch(url, fd, self._output)
         self._print("\n")
-        return await self._blocking(downloaded, url, fetched, fd, destination)
+        return await self._blocking(downloaded, url, fetched, fd, destination, self._check)
 
     def _apply(self, image: Image, fill: Callable[[Layer, RootTree | None], None]) -> str | None:
         """Blocking: make a layer on top of an image; None if ``fill`` put nothing into it."""
-        with contextlib.ExitStack() as stack:
-            base: RootTree | None = None
-            if image.diff_ids:
-                base = RootTree(self._ports.layers.mount(image.diff_ids))
-                stack.callback(base.close)
+        with contextlib.ExitStack() as resources:
+            base = self._mount(image.diff_ids, resources) if image.diff_ids else None
             layer = Layer(base, self._ports.now_ns())
             fill(layer, base)
             if layer.is_empty():
@@ -696,49 +722,16 @@ class _Build:
         return container_id
 
 
-class _Filler:
-    """Blocking: puts the sources of a COPY or ADD into a layer."""
+def _find_owner(chown: str, base: RootTree | None) -> Owner:
+    def read(path: str) -> bytes:
+        if base is None:
+            raise FileNotFoundError(path)
+        return base.read(path, _PASSWD_LIMIT_BYTES)
 
-    def __init__(
-        self,
-        archives: Archives,
-        workspace: Path,
-        stack: contextlib.AsyncExitStack,
-        sources: Sequence[Source],
-        destination: bytes,
-        instruction: Copy,
-    ) -> None:
-        self._archives = archives
-        self._workspace = workspace
-        self._stack = stack
-        self._sources = sources
-        self._destination = destination
-        self._instruction = instruction
-
-    def __call__(self, layer: Layer, base: RootTree | None) -> None:
-        instruction = self._instruction
-        owner: Owner | None = None if instruction.from_ else ROOT
-        if instruction.chown:
-            owner = self._find_owner(instruction.chown, base)
-        placer = Placer(layer, self._archives, self._workspace)
-        self._stack.callback(placer.close)
-        try:
-            for source in self._sources:
-                placer.place(source, self._destination, owner, unpack=instruction.is_add)
-        except EngineError as error:
-            raise SystemFailure(f"failed to copy files: {error}") from error
-
-    @staticmethod
-    def _find_owner(chown: str, base: RootTree | None) -> Owner:
-        def read(path: str) -> bytes:
-            if base is None:
-                raise FileNotFoundError(path)
-            return base.read(path, _PASSWD_LIMIT_BYTES)
-
-        try:
-            return owner_of(chown, read)
-        except SystemFailure as error:
-            raise SystemFailure(f"unable to convert uid/gid chown string to host mapping: {error}") from None
+    try:
+        return owner_of(chown, read)
+    except SystemFailure as error:
+        raise SystemFailure(f"unable to convert uid/gid chown string to host mapping: {error}") from None
 
 
 class _Printer:

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from compatd.builder.cachekey import directory_digest, file_digest, source_digest
 from compatd.builder.layer import Layer, Owner
-from compatd.builder.ports import Archives, Fetched, Readable
+from compatd.builder.ports import Archives, Fetched, Readable, TarEntry
 from compatd.builder.trees import (
     CHUNK_BYTES,
     FileRange,
@@ -111,7 +111,7 @@ def _checked(inode: Inode, check: Check) -> Iterator[bytes]:
             yield chunk
 
 
-def downloaded(url: str, fetched: Fetched, fd: int, destination: str) -> Source:
+def downloaded(url: str, fetched: Fetched, fd: int, destination: str, check: Check) -> Source:
     """A download as a source; its file descriptor stays the caller's. ``SystemFailure`` if it has no name."""
     name = _file_name(url, fetched.content_disposition)
     if not name:
@@ -126,7 +126,7 @@ def downloaded(url: str, fetched: Fetched, fd: int, destination: str) -> Source:
         size=size,
         content=FileRange(fd, 0, size),
     )
-    digest = file_digest((name,), inode, inode.content.chunks() if inode.content is not None else ())
+    digest = _digest((name,), inode, check)
     return Source(tree=None, parts=(name,), inode=inode, name=name, digest=digest, plain=True)
 
 
@@ -160,10 +160,11 @@ def open_unnamed(directory: Path) -> int:
 class Placer:
     """Puts sources into a layer. Owns the files it needs for that until ``close``."""
 
-    def __init__(self, layer: Layer, archives: Archives, workspace: Path) -> None:
+    def __init__(self, layer: Layer, archives: Archives, workspace: Path, check: Check) -> None:
         self._layer = layer
         self._archives = archives
         self._workspace = workspace
+        self._check = check
         self._fds: list[int] = []
 
     def close(self) -> None:
@@ -198,10 +199,10 @@ class Placer:
         if not isinstance(content, FileRange):
             raise AssertionError(inode)
         fd, base, size = content.fd, content.offset, content.size
-        if (unpacked := decompress(self._archives, _section(content), self._workspace)) is not None:
+        if (unpacked := decompress(self._archives, _section(content), self._workspace, self._check)) is not None:
             fd, base, size = unpacked, 0, os.fstat(unpacked).st_size
             self._fds.append(fd)
-        entries = self._archives.read(open_section(fd, base, size))
+        entries = read_entries(self._archives, open_section(fd, base, size), self._check)
         self._layer.unpack(((entry, base + offset) for entry, offset in entries), fd, base + size, destination)
 
 
@@ -220,7 +221,14 @@ def _read_block(archives: Archives, file: BinaryIO) -> bytes:
     return block
 
 
-def decompress(archives: Archives, file: BinaryIO, workspace: Path) -> int | None:
+def read_entries(archives: Archives, file: BinaryIO, check: Check) -> Iterator[tuple[TarEntry, int]]:
+    """The members of an archive, as ``Archives.read`` gives them."""
+    for found in archives.read(file):
+        check()
+        yield found
+
+
+def decompress(archives: Archives, file: BinaryIO, workspace: Path, check: Check) -> int | None:
     """What a compressed file holds, in an unnamed file whose descriptor the caller owns; None if it is not compressed.
 
     ``InvalidParameter`` if it is damaged.
@@ -233,6 +241,7 @@ def decompress(archives: Archives, file: BinaryIO, workspace: Path) -> int | Non
     fd = open_unnamed(workspace)
     try:
         while data := stream.read(CHUNK_BYTES):
+            check()
             view = memoryview(data)
             while view:
                 view = view[os.write(fd, view) :]

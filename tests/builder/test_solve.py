@@ -2,7 +2,7 @@ import asyncio
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -517,6 +517,40 @@ async def test_cancelling_stops_a_copy_before_its_files_go(engine: Engine, tmp_p
         await work
     assert [str(error) for error in ended] == ["build cancelled"]
     engine.layers.apply = apply  # type: ignore[method-assign]
+
+
+async def test_cancelling_twice_waits_for_the_thread_and_gives_back_what_it_opened(engine: Engine) -> None:
+    mounting, go_on = threading.Event(), threading.Event()
+    mount = engine.layers.mount
+
+    def slow(diff_ids: Sequence[str]) -> int:
+        mounting.set()
+        go_on.wait(10)
+        return mount(diff_ids)
+
+    engine.layers.mount = slow  # type: ignore[method-assign]
+    before = sorted(os.listdir("/proc/self/fd"))
+    work = asyncio.get_running_loop().create_task(engine.build("FROM base\nCOPY --from=base /file /x\n"))
+    await asyncio.to_thread(mounting.wait)
+    for _ in range(2):
+        work.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert not work.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+async def test_the_hosts_failures_do_not_show_its_paths(engine: Engine) -> None:
+    def full(diff_ids: Sequence[str]) -> int:
+        raise OSError(28, "No space left on device", "/some/where")
+
+    engine.layers.mount = full  # type: ignore[method-assign]
+    with pytest.raises(SystemFailure) as caught:
+        await engine.build("FROM base\nCOPY a /\n", {"a": "1"})
+    assert str(caught.value) == "no space left on device"
 
 
 async def test_the_context_file_is_left_alone(engine: Engine, tmp_path: Path) -> None:

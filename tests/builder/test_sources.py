@@ -13,6 +13,10 @@ from tests.fakes.builder import EngineArchives, make_tar
 pytestmark = pytest.mark.unit
 
 
+def _go_on() -> None:
+    """The build was not cancelled."""
+
+
 def test_tells_urls_from_paths() -> None:
     assert is_url("http://x/y")
     assert is_url("https://x")
@@ -66,7 +70,9 @@ def test_digests_stop_when_asked() -> None:
 )
 def test_names_of_downloads(url: str, disposition: str, name: bytes) -> None:
     with tempfile.TemporaryFile() as file:
-        source = downloaded(url, Fetched(content_disposition=disposition, last_modified="bad"), file.fileno(), "/x")
+        source = downloaded(
+            url, Fetched(content_disposition=disposition, last_modified="bad"), file.fileno(), "/x", _go_on
+        )
         assert (source.name, source.inode.mtime_ns, source.inode.mode) == (name, 0, 0o600)
 
 
@@ -83,6 +89,6 @@ def test_damaged_archives_leave_nothing(tmp_path: Path) -> None:
         file.write(__import__("gzip").compress(os.urandom(100_000))[:50_000])
         file.flush()
         with pytest.raises(InvalidParameter):
-            decompress(EngineArchives(), open_section(file.fileno()), tmp_path)
+            decompress(EngineArchives(), open_section(file.fileno()), tmp_path, _go_on)
     assert len(os.listdir("/proc/self/fd")) == before
     assert list(tmp_path.iterdir()) == []
