@@ -6,8 +6,8 @@ firewall, and what a crash has left is removed. So a killed daemon leaks nothing
 network, published ports included, while no daemon runs.
 
 Calls block and may come from several threads: run them on workers. Measured: a namespace 0.8 ms, a connect 1.4 ms
-and 2.5 ms with a published port, a disconnect 20 to 50 ms (asleep in the kernel), a start 7 ms. Loading this module takes
-25 ms: not before the daemon answers its first ping.
+and 2.5 ms with a published port, a disconnect 20 to 50 ms (asleep in the kernel), a start 7 ms. Loading this module
+takes 25 ms: not before the daemon answers its first ping.
 """
 
 import ipaddress
