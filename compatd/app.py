@@ -30,6 +30,7 @@ from compatd.core.volumes import Volumes
 from compatd.images.content import ContentStore
 from compatd.images.directories import DirectoryStore
 from compatd.linux.inotify import Watches
+from compatd.listeners import Listeners, notify
 from compatd.network.driver import BridgeDriver
 from compatd.routes.backends import Backends
 from compatd.runtime import cgroups
@@ -140,3 +141,34 @@ async def start(config: Config, stack: AsyncExitStack) -> Backends:
         logins=transfers,
         events=events,
     )
+
+
+def run(config: Config, listeners: Listeners) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status. ``EngineError``: the engine could not start."""
+    logging.basicConfig(
+        level={"trace": "DEBUG", "debug": "DEBUG", "info": "INFO", "warn": "WARNING"}.get(config.log_level, "ERROR")
+        if not config.debug
+        else "DEBUG",
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    # Threads that hold the interpreter lock give it up within a millisecond, so that requests are answered in time.
+    sys.setswitchinterval(0.001)
+    return asyncio.run(_run(config, listeners))
+
+
+async def _run(config: Config, listeners: Listeners) -> int:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with AsyncExitStack() as stack:
+        backends = await start(config, stack)
+        server = await serve(backends, stack, listeners)
+        notify("READY=1")
+        log.info("API listen on %s", ", ".join(config.hosts))
+        await stop.wait()
+        notify("STOPPING=1")
+        log.info("shutting down: running containers go on")
+        await server.close()
+    return 0
