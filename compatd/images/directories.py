@@ -18,13 +18,13 @@ import os
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import BinaryIO, Self
 
 import msgspec
 
-from compatd.errors import SystemFailure
+from compatd.errors import NotFound, SystemFailure
 from compatd.images.content import DiffId, parse_digest
 from compatd.images.layers import LayerInfo, digest_differs, layer_missing, make_init
 from compatd.images.tar import BadArchive, Readable, write_all
@@ -64,6 +64,7 @@ class DirectoryStore:
         make_init(self._init)
         spread(self._staging)
         self._litter = list(self._staging.iterdir())
+        self._unsettled: set[DiffId] = set()
         self._boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
     # Making
@@ -123,6 +124,7 @@ class DirectoryStore:
     def _publish(self, staged: "_Staged", diff_id: DiffId, contents: Contents) -> None:
         meta = _Meta(_FORMAT, contents.size_bytes, contents.entries, self._boot)
         (staged.path / "meta.json").write_bytes(msgspec.json.encode(meta))
+        self._unsettled.add(diff_id)
         try:
             os.rename(staged.path, self._path(diff_id))
         except OSError as error:
@@ -182,10 +184,8 @@ class DirectoryStore:
     def walk(self) -> Iterator[LayerInfo]:
         for name in os.listdir(self._layers):
             if len(name) == 64:
-                try:
+                with suppress(NotFound):  # removed meanwhile
                     yield self.info(DiffId(f"sha256:{name}"))
-                except FileNotFoundError:
-                    continue
 
     # Keeping and ending
 
@@ -202,6 +202,7 @@ class DirectoryStore:
     def settle(self, diff_ids: Iterable[DiffId]) -> None:
         unsettled: list[tuple[Path, _Meta]] = []
         for diff_id in diff_ids:
+            self._unsettled.discard(diff_id)
             try:
                 meta = _read_meta(self._path(diff_id))
             except FileNotFoundError:
@@ -216,7 +217,8 @@ class DirectoryStore:
         finally:
             os.close(fd)
         for path, meta in unsettled:
-            self._write_meta(path, msgspec.structs.replace(meta, boot=None))
+            with suppress(FileNotFoundError):  # removed meanwhile
+                self._write_meta(path, msgspec.structs.replace(meta, boot=None))
 
     def _write_meta(self, path: Path, meta: _Meta) -> None:
         # Its loss only means that the layer is checked once more.
@@ -230,12 +232,19 @@ class DirectoryStore:
         for name in os.listdir(self._layers):
             if len(name) == 64:
                 self._check(DiffId(f"sha256:{name}"))
+        self._settle_rest()
+
+    def _settle_rest(self) -> None:
+        unsettled, self._unsettled = self._unsettled, set[DiffId]()
+        self.settle(diff_id for diff_id in unsettled if self.has(diff_id))
 
     def _check(self, diff_id: DiffId) -> None:
         """Restore a layer that an earlier boot made and may not have brought to the disk, or remove it."""
         path = self._path(diff_id)
         try:
             meta = _read_meta(path)
+            if meta.boot == self._boot:
+                self._unsettled.add(diff_id)
             if meta.format == _FORMAT and meta.boot in (None, self._boot):
                 return
         except (OSError, msgspec.DecodeError, msgspec.ValidationError):
@@ -255,6 +264,7 @@ class DirectoryStore:
                 os.rename(path / "fs", staged.path / "old")
             os.rename(staged.path / "fs", path / "fs")
             self._write_meta(path, _Meta(_FORMAT, contents.size_bytes, contents.entries, self._boot))
+            self._unsettled.add(diff_id)
         except (OSError, ValueError, BadArchive):
             log.warning("layer %s is damaged and was removed", diff_id)
             self.remove(diff_id)
@@ -262,7 +272,7 @@ class DirectoryStore:
             staged.discard()
 
     def close(self) -> None:
-        """Nothing is held."""
+        self._settle_rest()
 
     def _path(self, diff_id: DiffId) -> Path:
         return self._layers / parse_digest(diff_id).removeprefix("sha256:")

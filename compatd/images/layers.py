@@ -128,11 +128,14 @@ class LayerStore(Protocol):
         ...
 
     def sweep(self) -> None:
-        """At start: remove what a crash left. Safe beside other calls of this process; may take seconds."""
+        """At start, before layers are used: remove what a crash left, restore or settle what it left unsettled.
+
+        Quick after a clean end; else it may take seconds.
+        """
         ...
 
     def close(self) -> None:
-        """Let go of what the store keeps open or mounted. Layers stay."""
+        """Settle the rest, and let go of what the store keeps open or mounted. Layers stay."""
         ...
 
 

@@ -32,7 +32,7 @@ def test_a_power_failure_that_tore_the_tree(tmp_path: Path) -> None:
     (info,) = store.walk()
     with mounted(store, info.diff_id) as root:
         assert root.read("f", 100) == b"content"
-    assert json.loads((path / "meta.json").read_text())["boot"] == store._boot  # pyright: ignore[reportPrivateUsage]
+    assert json.loads((path / "meta.json").read_text())["boot"] is None
 
 
 def test_a_power_failure_that_tore_the_tar(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -60,4 +60,13 @@ def test_a_settled_layer_is_not_checked_again(tmp_path: Path) -> None:
     before = (path / "fs/f").stat().st_ino
     DirectoryStore(tmp_path).sweep()
     assert (path / "fs/f").stat().st_ino == before
+    assert json.loads((path / "meta.json").read_text())["boot"] is None
+
+
+def test_closing_settles_the_rest(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    gone, kept = put(store, archive(file("f"))), put(store, archive(file("g")))
+    store.remove(gone)
+    store.close()
+    path = tmp_path / "layers" / kept.removeprefix("sha256:")
     assert json.loads((path / "meta.json").read_text())["boot"] is None
