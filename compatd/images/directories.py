@@ -16,10 +16,12 @@ import hashlib
 import logging
 import os
 import secrets
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import BinaryIO, Self
 
 import msgspec
@@ -38,6 +40,8 @@ log = logging.getLogger(__name__)
 _FORMAT = 1
 _READ_BYTES = 1 << 20
 _MAX_META_BYTES = 1 << 12
+_INLINE_BYTES = 4 << 20
+_QUEUED_READS = 8
 _PLACES = 4
 _SLOW_NS = 150_000
 
@@ -74,11 +78,11 @@ class DirectoryStore:
         try:
             tar = staged.create_tar()
             try:
-                tap = _Tap(stream, tar)
-                contents = staged.unpack(tap)
+                with closing(_Tap(stream, tar)) as tap:
+                    contents = staged.unpack(tap)
+                    diff_id = DiffId("sha256:" + tap.finish())
             finally:
                 os.close(tar)
-            diff_id = DiffId("sha256:" + tap.hash.hexdigest())
             if expected is not None and diff_id != expected:
                 raise digest_differs(expected, diff_id)
             self._publish(staged, diff_id, contents)
@@ -319,18 +323,60 @@ class _Staged:
 
 
 class _Tap:
-    """A stream that hashes and keeps what passes."""
+    """A stream that hashes and keeps what passes; what is long, on a thread of its own, beside the unpacking."""
 
     def __init__(self, stream: Readable, fd: int) -> None:
         self._stream = stream
         self._fd = fd
-        self.hash = hashlib.sha256()
+        self._hash = hashlib.sha256()
+        self._passed = 0
+        self._queue: SimpleQueue[bytes] = SimpleQueue()
+        self._room = threading.Semaphore(_QUEUED_READS)
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
 
     def read(self, size: int, /) -> bytes:
         data = self._stream.read(size)
-        self.hash.update(data)
-        write_all(self._fd, data)
+        if not data:
+            return data
+        self._passed += len(data)
+        if self._thread is None and self._passed > _INLINE_BYTES:
+            self._thread = threading.Thread(target=self._work, name="layer tar")
+            self._thread.start()
+        if self._thread is None:
+            self._keep(data)
+            return data
+        self._room.acquire()
+        if self._error is not None:
+            raise self._error
+        self._queue.put(data)
         return data
+
+    def _keep(self, data: bytes) -> None:
+        self._hash.update(data)
+        write_all(self._fd, data)
+
+    def _work(self) -> None:
+        while data := self._queue.get():
+            if self._error is None:
+                try:
+                    self._keep(data)
+                except BaseException as error:  # raised where the stream is read
+                    self._error = error
+            self._room.release()
+
+    def finish(self) -> str:
+        """Wait until everything is kept; the digest in hex. Raises what keeping raised."""
+        self.close()
+        if self._error is not None:
+            raise self._error
+        return self._hash.hexdigest()
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._queue.put(b"")
+            self._thread.join()
+            self._thread = None
 
 
 def _mount_overlay(lowers: Sequence[str], upper: Path | None, work: Path | None, volatile: bool) -> int:

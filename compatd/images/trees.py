@@ -54,6 +54,7 @@ _NODE_TYPES = {CHAR: stat.S_IFCHR, BLOCK: stat.S_IFBLK, b"6": stat.S_IFIFO}
 # What an archive can provoke; every other error is the machine's.
 _ARCHIVE_FAULTS = {
     errno.EEXIST,
+    errno.EFBIG,
     errno.EINVAL,
     errno.EISDIR,
     errno.ELOOP,

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from compatd.errors import SystemFailure
 from compatd.images.directories import DirectoryStore
+from compatd.linux import syscalls
 from tests.suites.layer_store import LayerStoreSuite, archive, file, mounted, put
 
 pytestmark = pytest.mark.root
@@ -70,3 +72,18 @@ def test_closing_settles_the_rest(tmp_path: Path) -> None:
     store.close()
     path = tmp_path / "layers" / kept.removeprefix("sha256:")
     assert json.loads((path / "meta.json").read_text())["boot"] is None
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    syscalls.mount("tmpfs", str(small), "tmpfs", 0, "size=9m")
+    try:
+        store = DirectoryStore(small)
+        before = sorted(str(path) for path in small.rglob("*"))
+        for size in (3_000_000, 8_000_000, 20_000_000):  # while unpacking, while keeping the tar, both at once
+            with pytest.raises(SystemFailure, match="no space left on device"):
+                put(store, archive(file("f"), file("g", b"g" * size), file("h", b"h" * size)))
+        assert sorted(str(path) for path in small.rglob("*")) == before
+    finally:
+        syscalls.umount(str(small), syscalls.MNT_DETACH)

@@ -414,6 +414,14 @@ class LayerStoreSuite:
         with mounted(store, diff_id) as root:
             assert len(tree(root)) == 108
 
+    def test_a_large_layer(self, store: LayerStore) -> None:
+        tar = archive(*(file(f"f{number}", bytes([number]) * 3_000_000) for number in range(5))) + bytes(1 << 20)
+        assert put(store, tar) == diff_id_of(tar)
+        with store.open_tar(diff_id_of(tar)) as kept:
+            assert kept.read() == tar
+        with pytest.raises(BadArchive, match="unexpected EOF"):
+            put(store, tar[:10_000_000])
+
     def test_the_same_layer_at_the_same_time(self, store: LayerStore) -> None:
         tar = archive(*(file(f"d{number % 9}/f{number}") for number in range(300)))
         results: list[DiffId] = []
