@@ -1,8 +1,8 @@
 """The engine's configuration: dockerd's flags and its daemon.json, read once into a frozen value.
 
 Flags have dockerd's names, forms (GNU long options, ``-D``, ``-H x``, ``-Hx``) and messages; the file has dockerd's
-keys. An option given in both places is an error, as is one that does not exist. An option that dockerd has and this engine
-has not is refused by name, unless it is given the value that changes nothing.
+keys. An option given in both places is an error, as is one that does not exist. An option that dockerd has and this
+engine has not is refused by name, unless it is given the value that changes nothing.
 """
 
 import ipaddress

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from dataclasses import dataclass
 
 RAW_STREAM = "application/vnd.docker.raw-stream"
@@ -22,6 +23,10 @@ class ClientSocket:
     def close(self) -> None:
         """Give the connection up."""
         os.close(self.fd)
+
+    def duplicate(self) -> socket.socket:
+        """The same connection as a socket of its own, for writing to it from here."""
+        return socket.socket(fileno=os.dup(self.fd))
 
 
 def frame(stream: int, data: bytes) -> bytes:

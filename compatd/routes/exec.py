@@ -1,0 +1,66 @@
+"""Execs: further processes in running containers."""
+
+import asyncio
+
+from aiohttp import web
+
+from compatd.errors import EngineError
+from compatd.routes import detach_keys, hijack, params
+from compatd.routes.backends import Backends
+from compatd.routes.call import Call, Handler, finish
+from compatd.routes.containers import attach_document, stream_type
+from compatd.wire import versions
+from compatd.wire.streams import ClientSocket, frame
+from compatd.wire.types.containers import ExecCreateRequest, ExecCreateResponse, ExecStartRequest
+
+
+async def create(backends: Backends, call: Call) -> web.StreamResponse:
+    request = await params.body(call, ExecCreateRequest)
+    request = versions.upgrade(call.operation.id, call.version, request)
+    detach_keys.parse(request.detach_keys)
+    made = backends.execs.create(call.reference, request)
+    return call.json(ExecCreateResponse(id=made.id), 201)
+
+
+async def start(backends: Backends, call: Call) -> web.StreamResponse:
+    request = await params.body(call, ExecStartRequest)
+    exec = backends.execs.check_start(call.reference)
+    if request.detach:
+        await finish(call, backends.execs.start(exec, None, None))
+        return call.empty(200)
+    wanted = exec.request
+    keys = detach_keys.parse(wanted.detach_keys) if wanted.tty else None
+
+    async def take(client: ClientSocket) -> None:
+        document = attach_document(
+            client, stdin=wanted.attach_stdin, stdout=wanted.attach_stdout, stderr=wanted.attach_stderr, keys=keys
+        )
+        try:
+            await backends.execs.start(exec, document, client)
+        except EngineError as error:
+            # The head has promised a stream: what went wrong is said there (moby container router, exec.go).
+            text = f"{error}\r\n".encode()
+            with client.duplicate() as connection:
+                client.close()
+                await asyncio.get_running_loop().sock_sendall(connection, text if wanted.tty else frame(1, text))
+
+    head = hijack.upgrade_head(call, stream_type(call, tty=wanted.tty), call.headers)
+    return await hijack.take_over(call, head, take)
+
+
+async def resize(backends: Backends, call: Call) -> web.StreamResponse:
+    height, width = params.terminal_size(call, "h", "height"), params.terminal_size(call, "w", "width")
+    await backends.execs.resize(call.reference, height, width)
+    return call.empty(200)
+
+
+async def inspect(backends: Backends, call: Call) -> web.StreamResponse:
+    return call.json(backends.execs.inspect(call.reference))
+
+
+HANDLERS: dict[str, Handler] = {
+    "ContainerExec": create,
+    "ExecStart": start,
+    "ExecResize": resize,
+    "ExecInspect": inspect,
+}

@@ -1,0 +1,169 @@
+"""Taking a client's socket away from the HTTP server.
+
+A hijacked connection belongs to whoever speaks the stream: the shim of the container, in another process. So the head
+of the answer is written, the descriptor is duplicated, and the server's transport is aborted: it closes its own
+descriptor without shutting the connection down, and the client notices nothing, even when this process dies.
+
+Over TLS a descriptor is worth nothing without the session's keys: there the holder gets one end of a socket pair, and
+the handler relays for as long as the client stays.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from email.utils import formatdate
+from http import HTTPStatus
+
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+
+from compatd import tasks
+from compatd.routes.call import Call
+from compatd.wire.streams import ClientSocket
+
+log = logging.getLogger(__name__)
+
+Take = Callable[[ClientSocket], Awaitable[None]]
+
+_RELAY_BYTES = 64 * 1024
+
+
+class Taken(web.StreamResponse):
+    """The answer of a handler whose connection is gone: there is nothing left to send."""
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        return None
+
+    @property
+    def keep_alive(self) -> bool | None:
+        return False
+
+
+class _Tail:
+    """Stands in for the parser of the server's protocol: gets what was read beyond the request, and what follows."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.ended = False
+        self.arrived = asyncio.Event()
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        self.data += data
+        self.arrived.set()
+        return False, b""
+
+    def feed_eof(self) -> None:
+        self.ended = True
+        self.arrived.set()
+
+
+def upgrade_head(call: Call, content_type: str, headers: Mapping[str, str] | None = None) -> bytes:
+    """The head of an attach or exec stream: 101 for clients that asked for an upgrade, or else 200, which ends when
+    the connection does (moby daemon/server/router/container, postContainersAttach)."""
+    further = headers or {}
+    if call.request.headers.get("Upgrade"):
+        return _head(
+            101, {"Content-Type": content_type, "Connection": "Upgrade", "Upgrade": "tcp", **further}, "UPGRADED"
+        )
+    return _head(200, {"Content-Type": content_type, **further})
+
+
+def chunked_head(call: Call) -> bytes:
+    """The head of a JSON answer whose chunks the holder writes."""
+    return _head(
+        200,
+        {
+            **call.headers,
+            "Content-Type": "application/json",
+            "Date": formatdate(usegmt=True),
+            "Transfer-Encoding": "chunked",
+            "Connection": "close",
+        },
+    )
+
+
+def _head(status: int, headers: Mapping[str, str], reason: str = "") -> bytes:
+    lines = [f"HTTP/1.1 {status} {reason or HTTPStatus(status).phrase}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+async def take_over(call: Call, head: bytes, take: Take) -> web.StreamResponse:
+    """Send ``head``, take the client's socket, and have ``take`` called with it, as a task of its own: the handler
+    ends, and with it everything that the server knows of the connection. ``take`` owns the socket from then on.
+    """
+    request = call.request
+    transport = request.transport
+    if transport is None:
+        raise ConnectionResetError("the client has gone")
+    tail = _Tail()
+    request.protocol.set_parser(tail)  # type: ignore[arg-type]  # only feed_data and feed_eof are called
+    transport.pause_reading()
+    # With a high-water mark of zero, drain waits until the kernel has it all.
+    transport.set_write_buffer_limits(high=0)
+    transport.write(head)
+    await request.writer.drain()
+    if transport.is_closing():
+        raise ConnectionResetError("the client has gone")
+    if transport.get_extra_info("ssl_object") is not None:
+        await _relay(transport, request.writer, tail, take, call.operation.id)
+        return Taken()
+    fd = os.dup(transport.get_extra_info("socket").fileno())
+    tasks.detach(_taken(ClientSocket(fd=fd, head=bytes(tail.data)), take), name=call.operation.id)
+    transport.abort()
+    return Taken()
+
+
+async def _taken(client: ClientSocket, take: Take) -> None:
+    try:
+        await take(client)
+    except Exception:
+        log.exception("a connection that was taken over is lost")
+
+
+async def _relay(
+    transport: asyncio.Transport, writer: AbstractStreamWriter, tail: _Tail, take: Take, name: str
+) -> None:
+    """Copy both ways between the client's transport and a socket pair whose other end ``take`` gets."""
+    loop = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    head = bytes(tail.data)
+    tail.data.clear()
+
+    async def inward() -> None:
+        while True:
+            if not tail.data:
+                if tail.ended or transport.is_closing():
+                    ours.shutdown(socket.SHUT_WR)
+                    return
+                tail.arrived.clear()
+                transport.resume_reading()
+                await tail.arrived.wait()
+                transport.pause_reading()
+                continue
+            data = bytes(tail.data)
+            tail.data.clear()
+            await loop.sock_sendall(ours, data)
+
+    async def outward() -> None:
+        while data := await loop.sock_recv(ours, _RELAY_BYTES):
+            transport.write(data)
+            await writer.drain()
+
+    tasks.detach(_taken(ClientSocket(fd=theirs.detach(), head=head), take), name=name)
+    copying = tasks.spawn(inward(), name=f"{name} inward")
+    try:
+        await outward()
+    except ConnectionError:
+        log.debug("the client of %s has gone", name)
+    finally:
+        copying.cancel()
+        ours.close()
+        transport.close()

@@ -1,0 +1,57 @@
+"""The HTTP server: aiohttp on sockets that were bound before."""
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Sequence
+from socket import socket
+
+from aiohttp import web
+
+from compatd.routes.backends import Backends
+from compatd.routes.dispatch import Dispatcher
+
+log = logging.getLogger(__name__)
+
+# Go's limit for the whole head is 1 MiB; filters and build arguments travel in the request line.
+HEAD_LIMIT_BYTES = 1024 * 1024
+# Uploads come in pieces of up to twice this.
+READ_BUFFER_BYTES = 256 * 1024
+# A connection that asks for nothing is closed after this long.
+IDLE_S = 3600.0
+# How long a body that nobody wanted is read on, so that the client gets its answer.
+LINGER_S = 2.0
+BACKLOG = 4096
+
+
+class Server:
+    """The engine's API on a number of sockets."""
+
+    def __init__(self, web_server: web.Server, servers: list[asyncio.Server]) -> None:
+        self._web_server = web_server
+        self._servers = servers
+
+    async def close(self, *, timeout_s: float = 2.0) -> None:
+        """Accept nothing more, cancel what runs, close every connection. Hijacked ones are no longer ours."""
+        for server in self._servers:
+            server.close()
+        await self._web_server.shutdown(timeout_s)
+
+
+async def serve(backends: Backends, sockets: Sequence[tuple[socket, ssl.SSLContext | None]]) -> Server:
+    """Answer the Engine API on listening ``sockets``, each with or without TLS, until ``Server.close``."""
+    loop = asyncio.get_running_loop()
+    web_server = web.Server(
+        Dispatcher(backends),
+        access_log=None,
+        handler_cancellation=True,
+        keepalive_timeout=IDLE_S,
+        lingering_time=LINGER_S,
+        max_line_size=HEAD_LIMIT_BYTES,
+        max_field_size=HEAD_LIMIT_BYTES,
+        read_bufsize=READ_BUFFER_BYTES,
+    )
+    servers = [
+        await loop.create_server(web_server, sock=sock, ssl=context, backlog=BACKLOG) for sock, context in sockets
+    ]
+    return Server(web_server, servers)
