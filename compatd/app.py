@@ -5,10 +5,15 @@ served. The sockets were bound before, so clients that come early wait instead o
 closed, tasks are cancelled, the store is closed; containers go on, and the next engine adopts them.
 """
 
+import asyncio
 import logging
 import os
+import signal
+import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
+
+from aiohttp import web
 
 from compatd import tasks
 from compatd.config import Config
@@ -33,6 +38,7 @@ from compatd.linux.inotify import Watches
 from compatd.listeners import Listeners, notify
 from compatd.network.driver import BridgeDriver
 from compatd.routes.backends import Backends
+from compatd.routes.dispatch import Dispatcher
 from compatd.runtime import cgroups
 from compatd.runtime.client import Spawner
 from compatd.runtime.host import probe_host
@@ -164,11 +170,28 @@ async def _run(config: Config, listeners: Listeners) -> int:
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
         backends = await start(config, stack)
-        server = await serve(backends, stack, listeners)
+        server = await serve(backends, listeners)
+        stack.push_async_callback(server.cleanup)
         notify("READY=1")
         log.info("API listen on %s", ", ".join(config.hosts))
         await stop.wait()
         notify("STOPPING=1")
         log.info("shutting down: running containers go on")
-        await server.close()
     return 0
+
+
+async def serve(backends: Backends, listeners: Listeners) -> web.ServerRunner:
+    """Answer requests on every socket; ``cleanup`` of the runner ends that."""
+    server = web.Server(
+        Dispatcher(backends),
+        handler_cancellation=True,
+        access_log=None,
+        keepalive_timeout=3600,
+        max_line_size=1 << 20,
+        max_field_size=1 << 20,
+    )
+    runner = web.ServerRunner(server, shutdown_timeout=STOP_TIMEOUT_S)
+    await runner.setup()
+    for sock, tls in listeners.sockets:
+        await web.SockSite(runner, sock, ssl_context=tls).start()
+    return runner

@@ -9,6 +9,7 @@ is gone is forgotten when it is met.
 import os
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -125,21 +126,22 @@ class Builds:
             quiet=parameters.quiet,
             engine_version="28.5.2",
         )
-        runner = StepRunner(
-            host_config=build_host_config(parameters),
-            preparation=self._preparation,
-            networks=self._networks,
-            volumes=self._volumes,
-            layers=self._layers,
-            spawner=self._spawner,
-            workers=self._workers,
-            cgroup_version=self._host.cgroup.version,
-        )
-        with self._images.lease() as held:
+        with self._leased() as hold:
+            runner = StepRunner(
+                host_config=build_host_config(parameters),
+                preparation=self._preparation,
+                networks=self._networks,
+                volumes=self._volumes,
+                layers=self._layers,
+                hold=hold,
+                spawner=self._spawner,
+                workers=self._workers,
+                cgroup_version=self._host.cgroup.version,
+            )
             engine = solve.Ports(
                 images=BuildImages(self._images, self._transfers, self._layers, parameters.auths, self._workers),
                 cache=BuildCache(self._cache, self._store, self._images),
-                layers=BuildLayers(self._layers, held.add),
+                layers=BuildLayers(self._layers, hold),
                 runner=runner,
                 fetcher=NoFetcher(),
                 archives=BuildArchives(),
@@ -149,7 +151,16 @@ class Builds:
                 await solve.build(request, engine, lambda event: report(_progress(event)))
             except ports.CommandFailed as error:
                 report(Progress(error_detail=ErrorDetail(code=error.code, message=str(error)), error=str(error)))
-        self._images.sweep_later([DiffId(item) for item in held], [])
+
+    @contextmanager
+    def _leased(self) -> Iterator[Callable[[str], None]]:
+        """Keeps the layers of unfinished steps; those that no image took go at the end."""
+        held = set[str]()
+        try:
+            with self._images.lease() as held:
+                yield held.add
+        finally:
+            self._images.sweep_later([DiffId(item) for item in held], [])
 
     # ------------------------------------------------------------------- cache
 

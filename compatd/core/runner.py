@@ -42,6 +42,7 @@ class StepRunner:
         networks: Networks,
         volumes: Volumes,
         layers: LayerStore,
+        hold: Callable[[str], object],
         spawner: Spawner,
         workers: Workers,
         cgroup_version: int,
@@ -57,6 +58,7 @@ class StepRunner:
         self._networks = networks
         self._volumes = volumes
         self._layers = layers
+        self._hold = hold
         self._spawner = spawner
         self._workers = workers
 
@@ -76,7 +78,10 @@ class StepRunner:
             if end["code"] != 0 or end.get("error"):
                 return RunResult(exit_code=end["code"], error=end.get("error", ""))
             upper = Path(self._preparation.paths(record.id).upper)
-            return RunResult(exit_code=0, diff_id=await self._workers.run(self._layers.commit, upper))
+            diff_id = await self._workers.run(self._layers.commit, upper)
+            if diff_id is not None:
+                self._hold(str(diff_id))
+            return RunResult(exit_code=0, diff_id=diff_id)
         finally:
             await asyncio.shield(tasks.spawn(self._clean(record, shim), name=f"clean step {record.id[:12]}"))
             for volume in volumes:

@@ -132,11 +132,14 @@ class Transfers:
     @contextmanager
     def _leased(self) -> "Iterator[Callable[[str], None]]":
         """A function that keeps a diff id or digest from being swept; what no record took goes at the end."""
-        with self._images.lease() as held:
-            yield held.add
-        leftovers = {item for item in held if item not in self._images.live_layers() | self._images.live_blobs()}
-        if leftovers:
-            self._images.sweep_later([DiffId(item) for item in leftovers], [Digest(item) for item in leftovers])
+        held = set[str]()
+        try:
+            with self._images.lease() as held:
+                yield held.add
+        finally:
+            leftovers = held - self._images.live_layers() - self._images.live_blobs()
+            if leftovers:
+                self._images.sweep_later([DiffId(item) for item in leftovers], [Digest(item) for item in leftovers])
 
     # -------------------------------------------------------------- load, save
 
