@@ -1,173 +1,185 @@
-"""Where clients reach the engine: the sockets of ``-H``, sockets passed by systemd, and the pid file.
+"""The sockets that the engine listens on: bound before anything else is loaded, so that early clients wait for us.
 
-Bound early and without help of the HTTP library, so that nobody is refused while the rest of the engine starts.
+``unix://`` sockets are made 0660 for root and a group, and replace a stale one. ``tcp://`` may have TLS. ``fd://``
+takes the sockets that systemd passes (sd_listen_fds(3)); its notification protocol (sd_notify(3)) is here as well.
 """
 
 import contextlib
-import fcntl
+import errno
 import grp
 import logging
 import os
 import socket
 import ssl
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from compatd.config import Config
-from compatd.errors import InvalidParameter, SystemFailure
+from compatd.config import Config, ConfigError
 
 log = logging.getLogger(__name__)
 
-_BACKLOG = 1024
-_FIRST_PASSED_FD = 3  # sd_listen_fds(3)
-_DEFAULT_PORTS = {False: 2375, True: 2376}
+BACKLOG = 4096
+_FIRST_FD = 3  # SD_LISTEN_FDS_START
 
 
 @dataclass(slots=True)
 class Listeners:
-    """Listening sockets, and the TLS settings of those that are reached over a network."""
+    """Listening sockets with their TLS contexts. ``close`` removes the socket files that are ours."""
 
-    plain: list[socket.socket] = field(default_factory=list[socket.socket])
-    secure: list[socket.socket] = field(default_factory=list[socket.socket])
-    tls: ssl.SSLContext | None = None
+    sockets: list[tuple[socket.socket, ssl.SSLContext | None]]
+    files: list[tuple[str, tuple[int, int]]]  # path, and (device, inode) of what we made there
 
-
-@contextlib.contextmanager
-def pidfile(path: str) -> Iterator[None]:
-    """Hold ``path`` with this process's id. ``SystemFailure`` while another running engine holds it.
-
-    The lock, not the number, decides: a pid file that a crash left is taken over.
-    """
-    if not path:
-        yield
-        return
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            other = os.pread(fd, 32, 0).decode(errors="replace").strip()
-            raise SystemFailure(f"process with PID {other} is still running") from error
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, str(os.getpid()).encode(), 0)
-        yield
-        os.unlink(path)
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
-def bind(config: Config) -> Iterator[Listeners]:
-    """Every socket that the configuration names, listening. They are closed, and unix ones unlinked, at the end.
-
-    ``InvalidParameter`` or ``OSError`` when one cannot be had; nothing is left then.
-    """
-    listeners = Listeners()
-    with contextlib.ExitStack() as stack:
-        if config.tls or config.tls_verify:
-            listeners.tls = _tls(config)
-        for host in config.hosts:
-            scheme, _, rest = host.partition("://")
-            if scheme == "unix":
-                listeners.plain.append(stack.enter_context(_unix(rest, config.group)))
-            elif scheme == "fd":
-                listeners.plain += [stack.enter_context(passed) for passed in _passed(rest)]
-            else:
-                bound = stack.enter_context(_tcp(rest, secure=listeners.tls is not None))
-                (listeners.secure if listeners.tls is not None else listeners.plain).append(bound)
-        yield listeners
-
-
-@contextlib.contextmanager
-def _unix(path: str, group: str) -> Iterator[socket.socket]:
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise InvalidParameter(f"can't create unix socket {path}: it exists and is not a socket")
-        # Who else serves it cannot be seen; the lock on the pid file and the data root keeps engines apart.
-        os.unlink(path)
-    listener = socket.socket(socket.AF_UNIX)
-    with listener:
-        old = os.umask(0o177)
-        try:
-            listener.bind(path)
-        finally:
-            os.umask(old)
-        try:
-            os.chown(path, 0, grp.getgrnam(group).gr_gid if group else 0)
-        except KeyError:
-            log.warning("could not change group %s to %s: group %s not found", path, group, group)
-        except PermissionError:
-            log.warning("could not change group %s to %s", path, group)
-        os.chmod(path, 0o660)
-        inode = os.lstat(path).st_ino
-        listener.listen(_BACKLOG)
-        try:
-            yield listener
-        finally:
+    def close(self) -> None:
+        """Close everything, and remove the socket files unless another engine has replaced them."""
+        for sock, _ in self.sockets:
+            sock.close()
+        for path, made in self.files:
             with contextlib.suppress(OSError):
-                if os.lstat(path).st_ino == inode:
+                found = os.stat(path)
+                if (found.st_dev, found.st_ino) == made:
                     os.unlink(path)
 
 
-@contextlib.contextmanager
-def _tcp(address: str, *, secure: bool) -> Iterator[socket.socket]:
-    name, _, port = address.rstrip("/").rpartition(":") if ":" in address else (address.rstrip("/"), "", "")
-    if port and not (port.isascii() and port.isdecimal() and int(port) < 65536):
-        raise InvalidParameter(f"invalid bind address (tcp://{address}): invalid port {port!r}")
-    number = int(port) if port else _DEFAULT_PORTS[secure]
-    if not secure:
-        log.warning("binding to tcp://%s without TLS: whoever reaches it is root on this machine", address)
+def listen(config: Config, environ: Mapping[str, str] = os.environ) -> Listeners:
+    """Bind and listen on every host of ``config``. ``ConfigError`` says which one cannot be had; none is left open."""
+    listeners = Listeners([], [])
     try:
-        family, _, _, _, where = socket.getaddrinfo(
-            name.strip("[]") or "127.0.0.1", number, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except socket.gaierror as error:
-        raise InvalidParameter(f"invalid bind address (tcp://{address}): {error.strerror}") from error
-    with socket.create_server(where[:2], family=family, backlog=_BACKLOG) as listener:  # pyright: ignore[reportArgumentType]
-        yield listener
+        tls = _tls_context(config) if config.tls else None
+        for host in config.hosts:
+            scheme, _, rest = host.partition("://")
+            if scheme == "unix":
+                _listen_unix(listeners, rest, config.group)
+            elif scheme == "fd":
+                listeners.sockets += [(sock, None) for sock in _activated(rest, environ)]
+            else:
+                _listen_tcp(listeners, rest, tls)
+    except BaseException:
+        listeners.close()
+        raise
+    return listeners
 
 
-def _passed(name: str) -> list[socket.socket]:
-    """The sockets that systemd passes (sd_listen_fds(3)); ``name`` picks by LISTEN_FDNAMES or number, empty is all."""
-    count = os.environ.get("LISTEN_FDS", "0")
-    if os.environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdecimal() or int(count) == 0:
-        raise InvalidParameter("no sockets found via socket activation: make sure the service was started by systemd")
-    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
-    found: list[socket.socket] = []
-    for offset in range(int(count)):
-        fd = _FIRST_PASSED_FD + offset
-        own = names[offset] if offset < len(names) else ""
-        if name in ("", "*", own, str(fd)):
-            os.set_inheritable(fd, False)
-            found.append(socket.socket(fileno=fd))
-    if not found:
-        raise InvalidParameter(f"failed to find socket activation file {name!r}")
-    return found
-
-
-def _tls(config: Config) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    home = os.path.expanduser("~/.docker")
-    certificate = config.tls_cert or f"{home}/cert.pem"
-    key = config.tls_key or f"{home}/key.pem"
+def _listen_unix(listeners: Listeners, path: str, group: str) -> None:
     try:
-        context.load_cert_chain(certificate, key)
+        os.makedirs(os.path.dirname(path) or "/", mode=0o755, exist_ok=True)
+        _remove_stale(path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listeners.sockets.append((sock, None))
+        # Nobody may connect before the group is set.
+        mask = os.umask(0o777)
+        try:
+            sock.bind(path)
+        finally:
+            os.umask(mask)
+        made = os.stat(path)
+        listeners.files.append((path, (made.st_dev, made.st_ino)))
+        if os.geteuid() == 0:
+            os.chown(path, 0, _group_id(group))
+        os.chmod(path, 0o660)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"failed to load listeners: can't create unix socket {path}: {error.strerror or error}"
+        ) from error
+
+
+def _remove_stale(path: str) -> None:
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise OSError(errno.EEXIST, "is in the way and no socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            os.unlink(path)
+            return
+        except BlockingIOError:
+            pass
+    raise OSError(errno.EADDRINUSE, "another daemon listens there")
+
+
+def _group_id(group: str) -> int:
+    if group.isascii() and group.isdecimal():
+        return int(group)
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        # dockerd says so and goes on, unless the group was asked for.
+        if group != "docker":
+            raise ConfigError(f"failed to load listeners: group {group} not found") from None
+        log.warning("could not change group of the socket to docker: group docker not found")
+        return 0
+
+
+def _listen_tcp(listeners: Listeners, address: str, tls: ssl.SSLContext | None) -> None:
+    host, _, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if tls is None:
+        log.warning(
+            "API is accessible on http://%s without encryption: whoever reaches it has root on this host", address
+        )
+    try:
+        for family, kind, protocol, _, where in socket.getaddrinfo(
+            host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            sock = socket.socket(family, kind, protocol)
+            listeners.sockets.append((sock, tls))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(where)
+            sock.listen(BACKLOG)
+    except OSError as error:
+        raise ConfigError(f"failed to load listeners: listen tcp {address}: {error.strerror or error}") from error
+
+
+def _tls_context(config: Config) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_cert_chain(config.tls_cert, config.tls_key)
         if config.tls_verify:
-            context.load_verify_locations(config.tls_ca_cert or f"{home}/ca.pem")
             context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(config.tls_ca_cert)
     except (OSError, ssl.SSLError) as error:
-        raise InvalidParameter(f"could not load X509 key pair ({certificate}, {key}): {error}") from error
+        raise ConfigError(
+            f'invalid TLS configuration: Could not load X509 key pair (cert: "{config.tls_cert}", key:'
+            f' "{config.tls_key}"): {error}'
+        ) from error
     return context
 
 
-def notify(state: str) -> None:
-    """Tell the service manager (sd_notify(3)); nothing happens where there is none."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address.startswith(("/", "@")):
+def _activated(wanted: str, environ: Mapping[str, str]) -> list[socket.socket]:
+    """The sockets that systemd passed: all, or the one of a name or number."""
+    count = environ.get("LISTEN_FDS", "")
+    if environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdecimal() or int(count) == 0:
+        raise ConfigError(
+            "failed to load listeners: no sockets found via socket activation: make sure the service was"
+            " started by systemd"
+        )
+    names = environ.get("LISTEN_FDNAMES", "").split(":")
+    fds = range(_FIRST_FD, _FIRST_FD + int(count))
+    chosen = [
+        fd
+        for fd in fds
+        if wanted in ("", "*", str(fd)) or (fd - _FIRST_FD < len(names) and names[fd - _FIRST_FD] == wanted)
+    ]
+    if not chosen:
+        raise ConfigError(f"failed to load listeners: failed to find systemd activated socket {wanted}")
+    for fd in chosen:
+        os.set_inheritable(fd, False)
+    return [socket.socket(fileno=fd) for fd in chosen]
+
+
+def notify(state: str, environ: Mapping[str, str] = os.environ) -> None:
+    """Tell the service manager, if there is one: ``READY=1``, ``STOPPING=1``."""
+    path = environ.get("NOTIFY_SOCKET", "")
+    if not path.startswith(("/", "@")):
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, contextlib.suppress(OSError):
-        sender.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock, contextlib.suppress(OSError):
+        sock.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
