@@ -218,26 +218,3 @@ def format_time(time_ns: int) -> str:
     whole = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
     fraction = f".{nanoseconds:09d}".rstrip("0").rstrip(".")
     return f"{whole}{fraction}Z"
-
-
-def format_duration(duration_ns: int) -> str:
-    """A duration as Go prints it: ``1m0s``, ``1.5s``, ``300ms``, ``0s``."""
-    if duration_ns == 0:
-        return "0s"
-    sign, rest = ("-", -duration_ns) if duration_ns < 0 else ("", duration_ns)
-    if rest < 10**9:
-        for unit, scale in (("ms", 10**6), ("µs", 10**3), ("ns", 1)):
-            if rest >= scale:
-                return f"{sign}{_decimal(rest, scale)}{unit}"
-    minutes, rest = divmod(rest, 60 * 10**9)
-    hours, minutes = divmod(minutes, 60)
-    text = _decimal(rest, 10**9) + "s"
-    if hours or minutes:
-        text = f"{minutes}m{text}"
-    return sign + (f"{hours}h{text}" if hours else text)
-
-
-def _decimal(value: int, scale: int) -> str:
-    whole, fraction = divmod(value, scale)
-    digits = len(str(scale)) - 1
-    return f"{whole}.{fraction:0{digits}d}".rstrip("0").rstrip(".") if fraction else str(whole)

@@ -6,13 +6,14 @@ frontend/dockerfile/instructions, prefixed as Docker does with the line of the i
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
 from enum import Enum
 
+from compatd.builder.durations import BadDuration, parse_duration
 from compatd.builder.parser import Dockerfile, Node, ParseError, Span, chomp, find_heredoc
 from compatd.builder.shellwords import SPACE, ShellSyntaxError, quote
+from compatd.builder.spelling import suggest
 
 Expander = Callable[[str], str]
 """Replaces variables in one word; raises ``ShellSyntaxError``."""
@@ -565,7 +566,10 @@ def _read_healthcheck(request: _Request) -> Healthcheck:
 
 def _read_interval(name: str, flags: _Flags) -> int:
     text = flags.text(name)
-    duration_ns = parse_duration(text) if text else 0
+    try:
+        duration_ns = parse_duration(text) if text else 0
+    except BadDuration as error:
+        raise _Wrong(str(error)) from None
     if duration_ns and duration_ns < 1_000_000:
         raise _Wrong(f"Interval {quote(name)} cannot be less than 1ms")
     return duration_ns
@@ -582,43 +586,6 @@ def _read_retries(text: str) -> int:
     if retries < 0:
         raise _Wrong(f"--retries cannot be negative ({retries})")
     return retries
-
-
-_UNITS_NS = {
-    "ns": 1,
-    "us": 10**3,
-    "µs": 10**3,
-    "μs": 10**3,
-    "ms": 10**6,
-    "s": 10**9,
-    "m": 60 * 10**9,
-    "h": 3600 * 10**9,
-}
-_DURATION_PART = re.compile(r"([0-9]*)(?:(\.)([0-9]*))?([^0-9.]*)")
-
-
-def parse_duration(text: str) -> int:
-    """A Go duration (``1h2m3.5s``) in nanoseconds, with the errors of Go's time.ParseDuration."""
-    invalid = _Wrong(f"time: invalid duration {quote(text)}")
-    body = text[1:] if text[:1] in ("+", "-") else text
-    if body == "0":
-        return 0
-    if not body or len(body) > 200:
-        raise invalid
-    total = Decimal(0)
-    while body:
-        match = _DURATION_PART.match(body)
-        if match is None or not (match[1] or match[3]):
-            raise invalid
-        if not match[4]:
-            raise _Wrong(f"time: missing unit in duration {quote(text)}")
-        if match[4] not in _UNITS_NS:
-            raise _Wrong(f"time: unknown unit {quote(match[4])} in duration {quote(text)}")
-        total += Decimal(f"{match[1] or 0}.{match[3] or 0}") * _UNITS_NS[match[4]]
-        body = body[match.end() :]
-    if total >= 1 << 63:
-        raise invalid
-    return -int(total) if text.startswith("-") else int(total)
 
 
 def _read_expose(request: _Request) -> Expose:
@@ -725,30 +692,3 @@ def expand(instruction: Instruction, expander: Expander) -> Instruction:
             return replace(instruction, pairs=arguments)
         case _:
             return instruction
-
-
-def suggest(word: str, options: Iterable[str], *, exact: bool = False) -> str:
-    """`` (did you mean X?)`` for the closest option at an edit distance under 3, or nothing."""
-    wanted = word if exact else word.lower()
-    best, best_distance = "", 3
-    for option in options:
-        candidate = option if exact else option.lower()
-        distance = _edit_distance(wanted, candidate) if abs(len(wanted) - len(candidate)) < 3 else 3
-        if distance == 0:
-            return ""
-        if distance < best_distance:
-            best, best_distance = candidate, distance
-    if not best:
-        return ""
-    if not exact and word == word.upper():
-        best = best.upper()
-    return f" (did you mean {best}?)"
-
-
-def _edit_distance(first: str, second: str) -> int:
-    row = list(range(len(second) + 1))
-    for index, char in enumerate(first, 1):
-        previous, row[0] = row[0], index
-        for at, other in enumerate(second, 1):
-            previous, row[at] = row[at], min(row[at] + 1, row[at - 1] + 1, previous + (char != other))
-    return row[-1]

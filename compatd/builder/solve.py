@@ -15,51 +15,44 @@ import os
 import posixpath
 import re
 import secrets
-import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from msgspec import UNSET, structs
+from msgspec import structs
 
-from compatd.builder import dockerignore
 from compatd.builder.arguments import BuildArguments
 from compatd.builder.cachekey import sources_digest, step_key
-from compatd.builder.expose import parse_ports
+from compatd.builder.changes import change, command_line, describe_arguments, described_check
+from compatd.builder.context import DEFAULT_DOCKERFILE as DEFAULT_DOCKERFILE
+from compatd.builder.context import open_context, read_dockerfile
 from compatd.builder.graph import find_target, order
-from compatd.builder.image import Health, Image, RunConfig, format_duration, present, read_image, write_child
+from compatd.builder.image import Image, RunConfig, read_image, write_child
 from compatd.builder.instructions import (
     Arg,
     Cmd,
-    Command,
     Copy,
-    Entrypoint,
-    Env,
     Expose,
     From,
     Healthcheck,
     Instruction,
     Label,
     Maintainer,
-    Onbuild,
     Pair,
     Program,
     Run,
-    Shell,
     Stage,
-    StopSignal,
-    User,
-    Volume,
     Workdir,
     expand,
     read_instruction,
     read_program,
 )
 from compatd.builder.layer import ROOT, Layer, LayerStream, Owner, owner_of
-from compatd.builder.parser import MAX_DOCKERFILE_BYTES, Dockerfile, ParseError, Span, parse, parse_trigger
+from compatd.builder.parser import Dockerfile, Span, parse_trigger
+from compatd.builder.platforms import parse_platform
 from compatd.builder.ports import (
     Archives,
     Aux,
@@ -75,26 +68,15 @@ from compatd.builder.ports import (
     RunStep,
     Stream,
 )
-from compatd.builder.shellwords import Lexer, quote
-from compatd.builder.sources import (
-    Placer,
-    Source,
-    decompress,
-    downloaded,
-    find_sources,
-    inside,
-    is_url,
-    open_unnamed,
-    read_entries,
-)
-from compatd.builder.trees import ArchiveTree, Inode, Kind, RootTree, Tree, open_section, resolve
+from compatd.builder.shellwords import Lexer
+from compatd.builder.sources import Placer, Source, downloaded, find_sources, is_url, open_unnamed
+from compatd.builder.trees import ArchiveTree, RootTree, Tree
 from compatd.errors import EngineError, InvalidParameter, SystemFailure
 from compatd.tasks import Workers
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-DEFAULT_DOCKERFILE = "Dockerfile"
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SCRATCH = "scratch"
 MAX_TRIGGERS = 1000
@@ -199,7 +181,7 @@ class _Build:
             self._cleanup.close()
 
     async def _run(self) -> str:
-        dockerfile = await self._blocking(self._open_context)
+        dockerfile = await self._blocking(self._read_context)
         program = self._plan(dockerfile)
         self._lexer = Lexer(escape=dockerfile.escape)
         for warning in dockerfile.warnings:
@@ -248,58 +230,11 @@ class _Build:
         except OSError as error:
             raise SystemFailure((error.strerror or str(error)).lower()) from error
 
-    # The context
-
-    def _open_context(self) -> Dockerfile:
-        fd = self._request.context_fd
-        try:
-            unpacked = decompress(self._ports.archives, open_section(fd), self._request.workspace, self._check)
-            if unpacked is not None:
-                fd = unpacked
-                self._cleanup.callback(os.close, fd)
-            tree = ArchiveTree.index(read_entries(self._ports.archives, open_section(fd), self._check), fd)
-        except InvalidParameter as error:
-            raise SystemFailure(str(error)) from error
+    def _read_context(self) -> Dockerfile:
+        request = self._request
+        tree = open_context(request.context_fd, request.workspace, self._ports.archives, self._cleanup, self._check)
         self._context = tree
-        return self._read_dockerfile(tree)
-
-    def _read_dockerfile(self, tree: ArchiveTree) -> Dockerfile:
-        name = self._request.dockerfile or DEFAULT_DOCKERFILE
-        parts = resolve(tree.lookup, inside(name))
-        inode = tree.lookup(parts)
-        if inode is None and name == DEFAULT_DOCKERFILE:
-            lower = name.lower()
-            parts = resolve(tree.lookup, inside(lower))
-            inode = tree.lookup(parts)
-            name = lower if inode is not None else name
-        if inode is None:
-            raise SystemFailure(f"Cannot locate specified Dockerfile: {name}")
-        if inode.kind is not Kind.FILE:
-            what = "is a directory" if inode.is_directory else "is not a regular file"
-            raise SystemFailure(f"unexpected error reading Dockerfile: read {name}: {what}")
-        content = _content(inode, MAX_DOCKERFILE_BYTES + 1)
-        if not content:
-            raise InvalidParameter(f"the Dockerfile ({name}) cannot be empty")
-        try:
-            dockerfile = parse(content)
-        except ParseError as error:
-            raise ParseError(f"failed to parse {name}: {error}", error.span) from None
-        self._hide_ignored(tree, name)
-        return dockerfile
-
-    def _hide_ignored(self, tree: ArchiveTree, dockerfile: str) -> None:
-        """Clients leave ignored files out but send these two always: if they are ignored too, they go now."""
-        ignore = tree.lookup(resolve(tree.lookup, (b".dockerignore",)))
-        if ignore is None or ignore.kind is not Kind.FILE:
-            return
-        patterns = dockerignore.parse(_content(ignore, dockerignore.MAX_FILE_BYTES + 1))
-        try:
-            matcher = dockerignore.Matcher(patterns)
-        except InvalidParameter:
-            return
-        for path in (".dockerignore", dockerfile):
-            if matcher.excludes(path):
-                tree.remove(inside(path))
+        return read_dockerfile(tree, request.dockerfile)
 
     # The plan
 
@@ -406,69 +341,30 @@ class _Build:
         environment = state.config.environment()
         values = {**environment, **state.arguments.missing_in(environment)}
         instruction = expand(instruction, lambda word: self._lexer.expand(word, values))
-        config = state.config
         match instruction:
-            case Env():
-                state.config = structs.replace(config, env=_set_env(config.env or (), instruction.pairs))
-                await self._commit(state, f"ENV {_join_pairs(instruction.pairs)}")
-            case Maintainer():
-                state.author = instruction.name
-                await self._commit(state, f"MAINTAINER {instruction.name}")
-            case Label():
-                labels = {**(config.labels or {}), **{pair.name: pair.value for pair in instruction.pairs}}
-                state.config = structs.replace(config, labels=labels)
-                await self._commit(state, f"LABEL {_join_pairs(instruction.pairs)}")
             case Copy():
                 await self._copy(state, instruction)
-            case Onbuild():
-                state.config = structs.replace(config, on_build=(*(config.on_build or ()), instruction.trigger))
-                await self._commit(state, f"ONBUILD {instruction.trigger}")
             case Workdir():
                 await self._change_directory(state, instruction)
             case Run():
                 await self._run_command(state, instruction)
-            case Cmd():
-                words = _command_line(config, instruction.command)
-                state.config = structs.replace(config, cmd=words, args_escaped=UNSET)
-                await self._commit(state, f"CMD {_quote_all(words)}")
-                state.cmd_given = state.cmd_given or bool(instruction.command.words)
-            case Healthcheck():
-                await self._set_healthcheck(state, instruction)
-            case Entrypoint():
-                entrypoint = _command_line(config, instruction.command) if instruction.command.words else None
-                cmd = config.cmd if state.cmd_given else None
-                state.config = structs.replace(config, entrypoint=entrypoint, cmd=cmd, args_escaped=UNSET)
-                await self._commit(state, f"ENTRYPOINT {_quote_all(entrypoint or ())}")
-            case Expose():
-                words = tuple(port for word in instruction.ports for port in self._lexer.split(word, values))
-                known = config.exposed_ports or {}
-                state.config = structs.replace(config, exposed_ports={**known, **present(parse_ports(words))})
-                await self._commit(state, f"EXPOSE {' '.join(words)}")
-            case User():
-                state.config = structs.replace(config, user=instruction.user)
-                await self._commit(state, f"USER {instruction.user}")
-            case Volume():
-                if not all(instruction.paths):
-                    raise SystemFailure("VOLUME specified can not be an empty string")
-                volumes = {**(config.volumes or {}), **present(instruction.paths)}
-                state.config = structs.replace(config, volumes=volumes)
-                await self._commit(state, f"VOLUME [{' '.join(instruction.paths)}]")
-            case StopSignal():
-                _check_signal(instruction.signal)
-                state.config = structs.replace(config, stop_signal=instruction.signal)
-                await self._commit(state, f"STOPSIGNAL {instruction.signal}")
+            case Maintainer():
+                state.author = instruction.name
+                await self._commit(state, f"MAINTAINER {instruction.name}")
             case Arg():
                 for pair in instruction.pairs:
                     state.arguments.declare(pair.name, pair.default)
-                pairs = (
-                    pair.name if pair.default is None else f"{pair.name}={pair.default}" for pair in instruction.pairs
-                )
-                await self._commit(state, f"ARG {' '.join(pairs)}")
-            case Shell():
-                state.config = structs.replace(config, shell=instruction.shell)
-                await self._commit(state, f"SHELL [{' '.join(instruction.shell)}]")
+                await self._commit(state, describe_arguments(instruction))
             case _:
-                raise AssertionError(instruction)
+                if isinstance(instruction, Healthcheck) and (before := described_check(state.config)):
+                    self._print(f"Note: overriding previous HEALTHCHECK: {before}\n")
+                if isinstance(instruction, Expose):
+                    ports = (port for word in instruction.ports for port in self._lexer.split(word, values))
+                    instruction = replace(instruction, ports=tuple(ports))
+                state.config, comment = change(state.config, instruction, cmd_given=state.cmd_given)
+                if isinstance(instruction, Cmd):
+                    state.cmd_given = state.cmd_given or bool(instruction.command.words)
+                await self._commit(state, comment)
 
     async def _commit(self, state: _Stage, comment: str) -> None:
         """A step that changes the configuration only."""
@@ -476,34 +372,6 @@ class _Build:
         if not await self._use_cache(state, command):
             container_id = self._print_container()
             await self._create(state, command, container_id=container_id, diff_id=None)
-
-    async def _set_healthcheck(self, state: _Stage, instruction: Healthcheck) -> None:
-        before = state.config.healthcheck or Health()
-        if before.test and before.test[0] != "NONE":
-            self._print(f"Note: overriding previous HEALTHCHECK: [{' '.join(before.test)}]\n")
-        check = Health(
-            test=instruction.test,
-            interval=instruction.interval_ns,
-            timeout=instruction.timeout_ns,
-            start_period=instruction.start_period_ns,
-            start_interval=instruction.start_interval_ns,
-            retries=instruction.retries,
-        )
-        times = (check.interval, check.timeout, check.start_period, check.start_interval)
-        shown = f"{{[{' '.join(check.test)}] {' '.join(map(format_duration, times))} {check.retries}}}"
-        # What is not given comes from the image below, as when a container is made of it.
-        state.config = structs.replace(
-            state.config,
-            healthcheck=Health(
-                test=check.test,
-                interval=check.interval or before.interval,
-                timeout=check.timeout or before.timeout,
-                start_period=check.start_period or before.start_period,
-                start_interval=check.start_interval or before.start_interval,
-                retries=check.retries or before.retries,
-            ),
-        )
-        await self._commit(state, f"HEALTHCHECK &{shown}")
 
     async def _change_directory(self, state: _Stage, instruction: Workdir) -> None:
         if not instruction.path:
@@ -523,7 +391,7 @@ class _Build:
         if instruction.flags:
             raise SystemFailure(_needs_buildkit(instruction.flags[0]))
         config = state.config
-        words = _command_line(config, instruction.command)
+        words = command_line(config, instruction.command)
         arguments = state.arguments.missing_in(config.environment())
         shown = tuple(sorted(f"{name}={value}" for name, value in arguments.items() if state.arguments.counts(name)))
         command = (f"|{len(shown)}", *shown, *words) if arguments else words
@@ -776,30 +644,6 @@ def _request_label(name: str, value: str) -> Label:
     return Label(keyword="label", original=f"LABEL {pair}", span=Span(0, 0), pairs=(pair,), literal=True)
 
 
-def _set_env(env: Sequence[str], pairs: Sequence[Pair]) -> tuple[str, ...]:
-    entries = list(env)
-    for pair in pairs:
-        for index, entry in enumerate(entries):
-            if entry.partition("=")[0] == pair.name:
-                entries[index] = str(pair)
-                break
-        else:
-            entries.append(str(pair))
-    return tuple(entries)
-
-
-def _join_pairs(pairs: Sequence[Pair]) -> str:
-    return " ".join(map(str, pairs))
-
-
-def _quote_all(words: Sequence[str]) -> str:
-    return f"[{' '.join(map(quote, words))}]"
-
-
-def _command_line(config: RunConfig, command: Command) -> tuple[str, ...]:
-    return (*config.command_shell(), *command.words) if command.shell else command.words
-
-
 def _needs_buildkit(flag: str) -> str:
     return (
         f"the --{flag} option requires BuildKit. Refer to https://docs.docker.com/go/buildkit/ "
@@ -816,74 +660,3 @@ def _normalise_destination(working_dir: str, destination: str) -> str:
         return destination
     path = _clean(posixpath.join("/", working_dir, destination))
     return path + "/" if destination.endswith("/") else path
-
-
-def _content(inode: Inode, limit_bytes: int) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
-    for chunk in inode.content.chunks() if inode.content is not None else ():
-        chunks.append(chunk)
-        size += len(chunk)
-        if size >= limit_bytes:
-            break
-    return b"".join(chunks)
-
-
-_SIGNALS = (
-    {item.name.removeprefix("SIG") for item in signal.Signals}
-    | {"CLD", "POLL", "RTMIN", "RTMAX"}
-    | {f"RTMIN+{number}" for number in range(1, 16)}
-    | {f"RTMAX-{number}" for number in range(1, 15)}
-)
-
-
-def _check_signal(name: str) -> None:
-    number = re.fullmatch(r"[+-]?[0-9]{1,18}", name)
-    if (number and int(name) == 0) or (not number and name.upper().removeprefix("SIG") not in _SIGNALS):
-        raise InvalidParameter(f"invalid signal: {name}")
-
-
-_PLATFORM_PART = re.compile(r"[A-Za-z0-9_.-]+")
-_SYSTEMS = {"linux", "windows", "darwin", "freebsd", "netbsd", "openbsd", "solaris", "android", "plan9", "js", "wasip1"}
-_ARCHITECTURES = {
-    "386": ("386", ""),
-    "i386": ("386", ""),
-    "amd64": ("amd64", ""),
-    "x86_64": ("amd64", ""),
-    "x86-64": ("amd64", ""),
-    "arm64": ("arm64", ""),
-    "aarch64": ("arm64", ""),
-    "arm": ("arm", "v7"),
-    "armhf": ("arm", "v7"),
-    "armel": ("arm", "v6"),
-    "ppc64le": ("ppc64le", ""),
-    "riscv64": ("riscv64", ""),
-    "s390x": ("s390x", ""),
-    "mips64le": ("mips64le", ""),
-    "loong64": ("loong64", ""),
-}
-
-
-def parse_platform(text: str) -> Platform:
-    """A platform as containerd's platforms.Parse reads it. ``InvalidParameter`` with its words."""
-    parts = text.split("/")
-    shown = quote(text)
-    for part in parts:
-        if not _PLATFORM_PART.fullmatch(part):
-            raise InvalidParameter(
-                f"{quote(part)} is an invalid component of {shown}: platform specifier component must match "
-                f"{quote('^[A-Za-z0-9_.-]+$')}: invalid argument"
-            )
-    names = [part.lower() for part in parts]
-    if len(names) == 1:
-        if names[0] in _SYSTEMS:
-            return Platform(names[0], "amd64")
-        if names[0] in _ARCHITECTURES:
-            return Platform("linux", *_ARCHITECTURES[names[0]])
-        raise InvalidParameter(f"{shown}: unknown operating system or architecture: invalid argument")
-    if len(names) > 3:
-        raise InvalidParameter(f"{shown}: cannot parse platform specifier: invalid argument")
-    architecture, variant = _ARCHITECTURES.get(names[1], (names[1], ""))
-    if len(names) == 3:
-        variant = "" if (architecture, names[2]) == ("arm64", "v8") else names[2]
-    return Platform(names[0], architecture, variant)

@@ -8,7 +8,6 @@ from compatd.builder.image import (
     Health,
     RunConfig,
     encode,
-    format_duration,
     format_time,
     present,
     read_image,
@@ -100,25 +99,6 @@ def test_fails_in_one_way_only(document: object) -> None:
 
 def test_json_is_gos() -> None:
     assert encode({"b": "<é\n\x01>", "a": None}) == '{"a":null,"b":"\\u003cé\\n\\u0001\\u003e"}'.encode()
-
-
-@pytest.mark.parametrize(
-    ("duration_ns", "text"),
-    [
-        (0, "0s"),
-        (1, "1ns"),
-        (1500, "1.5µs"),
-        (10**6, "1ms"),
-        (10**9, "1s"),
-        (1_500_000_000, "1.5s"),
-        (60 * 10**9, "1m0s"),
-        (3600 * 10**9, "1h0m0s"),
-        (-(90 * 10**9), "-1m30s"),
-        (3_601_000_000_001, "1h0m1.000000001s"),
-    ],
-)
-def test_durations_are_gos(duration_ns: int, text: str) -> None:
-    assert format_duration(duration_ns) == text
 
 
 def test_times_are_gos() -> None:

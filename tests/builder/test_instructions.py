@@ -9,9 +9,7 @@ from compatd.builder.instructions import (
     Pair,
     Run,
     expand,
-    parse_duration,
     read_program,
-    suggest,
 )
 from compatd.builder.parser import ParseError, parse
 
@@ -79,26 +77,3 @@ def test_a_healthcheck() -> None:
     assert check.test == ("CMD", "x", "y z")
     assert (check.interval_ns, check.timeout_ns) == (90 * 10**9, 1_500_000_000)
     assert (check.start_period_ns, check.retries) == (3600 * 10**9, 3)
-
-
-@pytest.mark.parametrize(
-    ("text", "duration_ns"),
-    [("0", 0), ("1ns", 1), ("1.5us", 1500), ("2ms3µs", 2_003_000), (".5s", 500_000_000), ("-1s", -(10**9))],
-)
-def test_durations(text: str, duration_ns: int) -> None:
-    assert parse_duration(text) == duration_ns
-
-
-@pytest.mark.parametrize("text", ["", "x", "1", "1x", "1s2", ".s", "9999999999h", "1_0s", "\u0661s", "s" * 1000])
-def test_no_durations(text: str) -> None:
-    with pytest.raises(Exception, match="time: "):
-        parse_duration(text)
-
-
-@pytest.mark.parametrize(
-    ("word", "hint"),
-    [("FORM", " (did you mean FROM?)"), ("form", " (did you mean from?)"), ("Fromm", " (did you mean from?)"),
-     ("FROM", ""), ("COMPLETELY", "")],
-)  # fmt: skip
-def test_suggestions(word: str, hint: str) -> None:
-    assert suggest(word, ["FROM", "RUN"]) == hint

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from compatd.builder.ports import CommandFailed, Fetched, Platform, Record, RunResult, RunStep, Stream
-from compatd.builder.solve import BuildRequest, build, parse_platform
+from compatd.builder.solve import BuildRequest, build
 from compatd.errors import EngineError, InvalidParameter, NotFound, SystemFailure
 from tests.fakes.builder import HOST, Engine, make_tar, member
 
@@ -560,26 +560,6 @@ async def test_the_context_file_is_left_alone(engine: Engine, tmp_path: Path) ->
         request = BuildRequest(context_fd=file.fileno(), workspace=tmp_path, host=HOST)
         await build(request, engine.ports(), lambda event: None)
         assert file.tell() == 0
-
-
-@pytest.mark.parametrize(
-    ("text", "platform"),
-    [
-        ("linux/amd64", Platform("linux", "amd64")),
-        ("Linux/x86_64", Platform("linux", "amd64")),
-        ("linux/arm64/v8", Platform("linux", "arm64")),
-        ("arm", Platform("linux", "arm", "v7")),
-        ("linux/arm/v6", Platform("linux", "arm", "v6")),
-    ],
-)
-def test_platforms(text: str, platform: Platform) -> None:
-    assert parse_platform(text) == platform
-
-
-@pytest.mark.parametrize("text", ["", "foo", "a/b/c/d", "linux/", "linux/ä", "linux\n"])
-def test_no_platforms(text: str) -> None:
-    with pytest.raises(InvalidParameter):
-        parse_platform(text)
 
 
 async def test_missing_base_is_not_found(engine: Engine) -> None:
