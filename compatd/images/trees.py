@@ -66,6 +66,8 @@ _ARCHIVE_FAULTS = {
     errno.EPERM,
     errno.EXDEV,
 }
+# What is found instead of a thing of the kind that was listed a moment ago.
+_CHANGED = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENODATA}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -401,8 +403,8 @@ class Packer:
     and its marks become the archive's. Sockets are left out, hard links inside the tree kept, attributes as
     ``_keeps`` says.
 
-    A file that shrinks while it is read is filled up with zeros, one that grows is cut; what disappears between
-    listing and reading is left out. ``OSError`` for anything else.
+    A file that shrinks while it is read is filled up with zeros, one that grows is cut; what disappears or
+    turns into something else between listing and reading is left out. ``OSError`` for anything else.
     """
 
     def __init__(self, root: Rootdir, path: bytes = b".", *, name: bytes = b"", whiteouts: bool = False) -> None:
@@ -463,7 +465,9 @@ class Packer:
                             fd = -1
                         try:
                             fd = top.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-                        except (FileNotFoundError, NotADirectoryError):
+                        except OSError as error:
+                            if error.errno not in _CHANGED:
+                                raise
                             pending.pop()
                             continue
                         opened = path
@@ -512,7 +516,9 @@ class Packer:
                 return
             # A file may have become a FIFO since.
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno not in _CHANGED:
+                raise
             return
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -569,7 +575,9 @@ def _listing(root: Rootdir, path: bytes) -> list[tuple[bytes, os.stat_result]]:
     """Children in descending order of their names, to be popped from the end. Empty if the directory has gone."""
     try:
         fd = root.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError as error:
+        if error.errno not in _CHANGED:
+            raise
         return []
     try:
         with os.scandir(fd) as found:

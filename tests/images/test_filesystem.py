@@ -1,6 +1,6 @@
 """docker cp and export, on a tree without a container."""
 
-import contextlib
+import ctypes
 import io
 import os
 import stat
@@ -209,17 +209,13 @@ def test_a_container_that_exchanges_directories_for_links(root: Rootdir, tree: P
     outside = tmp_path / "outside"
     outside.mkdir()
     (tree / "a").mkdir()
+    (tree / "b").symlink_to(outside)
     done = threading.Event()
+    renameat2 = ctypes.CDLL(None).renameat2
 
     def swap() -> None:
-        while not done.is_set():
-            with contextlib.suppress(OSError):
-                os.rename(tree / "a", tree / "hidden")
-                os.symlink(outside, tree / "a")
-            with contextlib.suppress(OSError):
-                os.unlink(tree / "a")
-            with contextlib.suppress(OSError):
-                os.rename(tree / "hidden", tree / "a")
+        while not done.wait(0.0003):
+            renameat2(-100, bytes(tree / "a"), -100, bytes(tree / "b"), 2)  # AT_FDCWD, RENAME_EXCHANGE
 
     swapper = threading.Thread(target=swap)
     swapper.start()
