@@ -98,14 +98,16 @@ class Call:
         await response.prepare(self.request)
         return response
 
-    async def stream_progress(self, records: AsyncIterator[Progress]) -> web.StreamResponse:
-        """A stream of progress records. What goes wrong before the first one is raised; later it is the last record."""
+    async def stream_progress(self, records: AsyncIterator[Progress], *, at_once: bool = False) -> web.StreamResponse:
+        """A stream of progress records. What goes wrong before the first one is raised, unless the head is to be sent
+        ``at_once``; later it is the last record."""
         async with _closing(records):
-            first = await anext(records, None)
+            first = None if at_once else await anext(records, None)
             response = await self.stream(JSON)
             try:
                 if first is not None:
                     await response.write(_line(first))
+                if first is not None or at_once:
                     async for record in records:
                         await response.write(_line(record))
             except EngineError as error:

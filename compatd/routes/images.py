@@ -2,6 +2,7 @@
 
 from aiohttp import web
 
+from compatd.errors import Unsupported
 from compatd.routes import params
 from compatd.routes.backends import Backends
 from compatd.routes.call import Call, Handler, finish
@@ -30,6 +31,8 @@ async def tag(backends: Backends, call: Call) -> web.StreamResponse:
 
 
 async def remove(backends: Backends, call: Call) -> web.StreamResponse:
+    if params.text(call, "platforms"):
+        raise Unsupported("removing an image by platform is not supported by this engine")
     force, prune = params.boolean(call, "force"), not params.boolean(call, "noprune")
     return call.json(await finish(call, backends.images.remove(call.reference, force=force, prune=prune)))
 
@@ -65,9 +68,8 @@ async def create(backends: Backends, call: Call) -> web.StreamResponse:
 
 async def load(backends: Backends, call: Call) -> web.StreamResponse:
     quiet = params.boolean(call, "quiet", default=True)
-    return await call.stream_progress(
-        backends.transfers.load(params.chunks(call), quiet=quiet, platform=params.platform(call, (1, 48)))
-    )
+    records = backends.transfers.load(params.chunks(call), quiet=quiet, platform=params.platform(call, (1, 48)))
+    return await call.stream_progress(records, at_once=True)
 
 
 async def save(backends: Backends, call: Call) -> web.StreamResponse:

@@ -7,11 +7,20 @@ from collections.abc import Sequence
 from socket import socket
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from compatd.routes.backends import Backends
 from compatd.routes.dispatch import Dispatcher
 
 log = logging.getLogger(__name__)
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Whether a record tells of something that is wrong with the engine; a client that speaks no HTTP is not."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+log.addFilter(_is_ours)
 
 # Go's limit for the whole head is 1 MiB; filters and build arguments travel in the request line.
 HEAD_LIMIT_BYTES = 1024 * 1024
@@ -44,6 +53,7 @@ async def serve(backends: Backends, sockets: Sequence[tuple[socket, ssl.SSLConte
     web_server = web.Server(
         Dispatcher(backends),
         access_log=None,
+        logger=log,
         handler_cancellation=True,
         keepalive_timeout=IDLE_S,
         lingering_time=LINGER_S,

@@ -107,7 +107,9 @@ class Number(str):
 
 
 def _integer(text: str) -> object:
-    return int(text) if len(text) < 20 else Number(text)
+    if len(text) <= 20 and -(2**63) <= (value := int(text)) < 2**64:
+        return value
+    return Number(text)
 
 
 def _constant(name: str) -> object:
@@ -194,8 +196,6 @@ class _Int(_Plan):
         return 0
 
     def convert(self, value: object, path: str) -> object:
-        if type(value) is Number and value.lstrip("-").isdecimal() and len(value) < 21:
-            value = int(value)
         if type(value) is not int or not self.least <= value <= self.most:
             raise self.refuse(value, path)
         return value

@@ -1,4 +1,4 @@
-"""The operations of the Engine API. Generated from api/engine.yaml by tests/wire/generate_operations.py: edit that."""
+"""The operations of the Engine API, generated from api/engine.yaml by tests/wire/generate_operations.py."""
 
 from typing import NamedTuple
 
