@@ -31,7 +31,9 @@ log = logging.getLogger(__name__)
 SPAWNER_START_S = 10.0
 LOST_CODE = 137  # a container goes with its shim, by SIGKILL
 
-_BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from compatd.shim.__main__ import main; main(int(sys.argv[1]))"
+_BOOT = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); from compatd.shim.__main__ import main; main(int(sys.argv[1]))"
+)
 
 
 class StartFailed(EngineError):
@@ -53,7 +55,9 @@ def _start_failure(text: str, exit_code: int) -> StartFailed:
 class Connection:
     """Messages over one seqpacket socket, which it owns. ``ended`` is called once, when the peer has gone."""
 
-    def __init__(self, sock: socket.socket, received: Callable[[Message, FdSet], None], ended: Callable[[], None]) -> None:
+    def __init__(
+        self, sock: socket.socket, received: Callable[[Message, FdSet], None], ended: Callable[[], None]
+    ) -> None:
         self._sock = sock
         self._received = received
         self._ended = ended
@@ -71,12 +75,16 @@ class Connection:
 
         ``ConnectionError`` when the peer has gone.
         """
+        await self.send_bytes(protocol.encode(message), fds)
+
+    async def send_bytes(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        """``send`` for a document that is encoded already."""
         async with self._sending:  # a message that has to wait keeps its place
             while True:
                 if self.closed:
                     raise ConnectionResetError("shim connection closed")
                 try:
-                    protocol.send(self._sock, message, fds)
+                    protocol.send_bytes(self._sock, data, fds)
                     return
                 except BlockingIOError:
                     await self._writable()
@@ -89,7 +97,7 @@ class Connection:
 
     async def _writable(self) -> None:
         ready: asyncio.Future[None] = self._loop.create_future()
-        self._loop.add_writer(self._sock.fileno(), lambda: ready.done() or ready.set_result(None))
+        self._loop.add_writer(self._sock.fileno(), _resolve, ready, None)
         try:
             await ready
         finally:
@@ -131,8 +139,11 @@ class ExecProcess:
         self.exec_id = exec_id
         self.pid = 0  # in the host's pid namespace
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
-        self.exited.add_done_callback(_seen)
+        self.exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+
+    @property
+    def exited(self) -> "asyncio.Future[Exit]":
+        return asyncio.shield(self.exit)  # a caller that is cancelled must not cancel it for the others
 
 
 class Shim:
@@ -148,15 +159,20 @@ class Shim:
         self.started_ns = 0  # CLOCK_REALTIME
         self.phases: dict[str, int] = {}  # of the start, in microseconds
         self.execs: dict[str, ExecProcess] = {}  # running, or not yet recorded
-        self.detached: Callable[[str | None], None] | None = None  # a client of this exec (None: of the container) left by its keys
+        self.detached: Callable[[str | None], None] | None = (
+            None  # a client of this exec (None: of the container) left by its keys
+        )
         self._state_dir = state_dir
         loop = asyncio.get_running_loop()
-        self.exited: asyncio.Future[Exit] = loop.create_future()
-        self.exited.add_done_callback(_seen)
+        self._exit: asyncio.Future[Exit] = loop.create_future()
         self._forked = False
         self._started: asyncio.Future[None] = loop.create_future()
         self._started.add_done_callback(_seen)
         self._connection = Connection(sock, self._on_message, self._on_end)
+
+    @property
+    def exited(self) -> "asyncio.Future[Exit]":
+        return asyncio.shield(self._exit)
 
     async def signal(self, number: int) -> None:
         """Send the container's init a signal; nothing happens when it has ended already."""
@@ -225,7 +241,7 @@ class Shim:
             if not self._started.done():
                 self._started.set_exception(_start_failure(message["text"], message["exit_code"]))
         elif kind == "exited":
-            _resolve(self.exited, message["exit"])
+            _resolve(self._exit, message["exit"])
         elif kind == "exec_started":
             self._exec(message["exec_id"]).pid = message["pid"]
             _resolve(self._exec(message["exec_id"]).started, None)
@@ -246,7 +262,7 @@ class Shim:
             if entry["exit"] is not None:
                 self._on_exec_exited(entry["exec_id"], entry["exit"])
         if message["exit"] is not None:
-            _resolve(self.exited, message["exit"])
+            _resolve(self._exit, message["exit"])
         _resolve(self._started, None)
 
     def _exec(self, exec_id: str) -> ExecProcess:
@@ -261,7 +277,7 @@ class Shim:
     def _on_exec_exited(self, exec_id: str, exit_: Exit) -> None:
         process = self.execs.pop(exec_id, None)
         if process is not None:
-            _resolve(process.exited, exit_)
+            _resolve(process.exit, exit_)
         self._acknowledge(exec_id)
 
     def _acknowledge(self, exec_id: str) -> None:
@@ -271,23 +287,23 @@ class Shim:
             self._connection.send_now({"type": "exec_release", "exec_id": exec_id})
 
         loop = asyncio.get_running_loop()
-        loop.call_soon(lambda: loop.call_soon(send))
+        loop.call_soon(lambda: loop.call_soon(lambda: loop.call_soon(send)))
 
     def _on_end(self) -> None:
         if not self._started.done():
             self._started.set_exception(ShimLost(self._forked))
-        if not self.exited.done():
+        if not self._exit.done():
             lost = Exit(
                 code=LOST_CODE,
                 exited_ns=time.time_ns(),
                 oom_killed=False,
                 error="the container's shim has ended without telling why",
             )
-            self.exited.set_result(read_exit(self._state_dir) or lost)
+            self._exit.set_result(read_exit(self._state_dir) or lost)
         for process in self.execs.values():
             if not process.started.done():
                 process.started.set_exception(StartFailed("the container's shim has ended", 128))
-            _resolve(process.exited, Exit(code=LOST_CODE, exited_ns=time.time_ns(), oom_killed=False))
+            _resolve(process.exit, Exit(code=LOST_CODE, exited_ns=time.time_ns(), oom_killed=False))
         self.execs.clear()
 
     async def started(self) -> None:
@@ -324,7 +340,9 @@ class Spawner:
                     if copy >= 0:
                         os.close(copy)
                 if copy >= 0:
-                    log.warning("the spawner does not run from a read-only copy of the interpreter; using %s", sys.executable)
+                    log.warning(
+                        "the spawner does not run from a read-only copy of the interpreter; using %s", sys.executable
+                    )
                 if not await self._execute(-1):
                     raise SystemFailure("the spawner did not start")
 
@@ -347,6 +365,7 @@ class Spawner:
         The caller keeps its descriptors and closes them afterwards. ``StartFailed`` with Docker's text and exit code;
         sockets of clients that were passed are untouched then. Cancelling kills what was started.
         """
+        document = protocol.encode_launch(launch)
         for attempt in (1, 2):
             await self.start()
             assert self._connection is not None
@@ -355,7 +374,7 @@ class Spawner:
             shim.id = launch["id"]
             try:
                 with theirs:
-                    await self._connection.send({"type": "launch", "launch": launch}, [*fds, theirs.fileno()])
+                    await self._connection.send_bytes(document, [*fds, theirs.fileno()])
                 await shim.started()
             except (ShimLost, ConnectionError) as error:
                 shim.close()
@@ -395,7 +414,7 @@ class Spawner:
                 str(copy),
                 executable=f"/proc/self/fd/{copy}" if copy >= 0 else None,
                 pass_fds=[copy] if copy >= 0 else [],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=asyncio.subprocess.DEVNULL,
                 env={},
                 start_new_session=True,
@@ -418,7 +437,7 @@ class Spawner:
             ready.set_result(False)
         elif not self._closing:
             log.warning("the spawner has died; starting another")
-            tasks.spawn(self.start(), name="spawner restart")
+            tasks.detach(self.start(), name="spawner restart")
 
 
 async def connect(state_dir: Path) -> Shim:

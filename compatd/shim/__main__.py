@@ -16,10 +16,8 @@ import signal
 import socket
 import sys
 import time
-from typing import NoReturn
 
 from compatd.linux import syscalls
-from compatd.linux.fds import FdSet
 from compatd.shim import protocol, shim, title
 
 
@@ -46,8 +44,8 @@ def main(copy_fd: int) -> None:
     gc.freeze()
     with socket.socket(fileno=0) as engine:
         protocol.send(engine, {"type": "ready"})
-        while (received := protocol.receive(engine)) is not None:
-            message, fds = received
+        while (received := protocol.receive_bytes(engine)) is not None:
+            launch, fds = received
             now = time.monotonic_ns()
             try:
                 pid = os.fork()
@@ -56,13 +54,8 @@ def main(copy_fd: int) -> None:
                 print(f"compatd-spawner: fork: {error}", file=sys.stderr, flush=True)
                 pid = -1
             if not pid:
-                _shim(message, fds, now)
+                shim.run(launch, fds, now)
             fds.close()
-
-
-def _shim(message: protocol.Message, fds: FdSet, received_ns: int) -> NoReturn:
-    gc.enable()
-    shim.run(message, fds, received_ns)
 
 
 if __name__ == "__main__":

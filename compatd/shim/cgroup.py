@@ -24,24 +24,31 @@ _BPF_CGROUP_DEVICE = 6
 _BPF_F_ALLOW_MULTI = 2
 
 
+def birthplace(joins: list[str], directories: list[str]) -> tuple[str, int] | None:
+    """The cgroup v2 directory among those to be joined, made (with its parents in ``directories``) and opened for
+    clone3(2); None where there is none. The last one is looked at alone. The caller owns the descriptor."""
+    if not joins:
+        return None
+    own = os.path.dirname(joins[-1])
+    for directory in directories:
+        if own == directory or own.startswith(directory + "/"):
+            _make(directory)
+    if not os.path.exists(own + "/cgroup.controllers"):
+        return None
+    return own, os.open(own, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
 def create(plan: Cgroup) -> None:
     """Make the directories and write their values. ``Failed`` with runc's kind of text."""
     for directory in plan["directories"]:
-        try:
-            os.mkdir(directory, 0o755)
-        except FileExistsError:
-            pass
-        except OSError as error:
-            raise Failed(f"unable to apply cgroup configuration: mkdir {directory}: {words(error)}") from error
-    for file, value, *tolerated in plan["writes"]:
+        _make(directory)
+    for file, value in plan["writes"]:
         try:
             write(file, value)
         except OSError as error:
-            if error.errno not in (tolerated[0] if tolerated else ()):
-                raise Failed(
-                    f"error setting cgroup config for procHooks process: failed to write {_quoted(value)}: "
-                    f"write {file}: {words(error)}"
-                ) from error
+            raise Failed(
+                f"error setting cgroup config for procHooks process: {_refused(file, value, error)}"
+            ) from error
     if "device_program" in plan and "device_cgroup" in plan:
         try:
             _attach(base64.b64decode(plan["device_program"]), plan["device_cgroup"])
@@ -49,13 +56,38 @@ def create(plan: Cgroup) -> None:
             raise Failed(f"error setting cgroup config for procHooks process: {words(error)}") from error
 
 
-def join(files: list[str], pid: int) -> None:
-    """Move a process; 0 is the caller itself. It must happen before exec, and before CLONE_NEWCGROUP is unshared."""
+def _make(directory: str) -> None:
+    try:
+        os.mkdir(directory, 0o755)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise Failed(f"unable to apply cgroup configuration: mkdir {directory}: {words(error)}") from error
+
+
+def _refused(file: str, value: str, error: OSError) -> str:
+    shown = value.replace("\n", "\\n")
+    return f'failed to write "{shown}": write {file}: {words(error)}'
+
+
+def join(files: list[str], *, born_in: str | None) -> None:
+    """Move the caller, which has one thread. It must happen before exec, and before CLONE_NEWCGROUP is unshared.
+
+    A process that writes to cgroup.procs waits there for an RCU grace period (5 to 20 ms, the kernel's
+    cgroup_threadgroup_rwsem). Two ways around it: in a v1 hierarchy a thread that moves itself alone does not wait;
+    and in the v2 one a process can be ``born_in`` its cgroup.
+    """
     for file in files:
+        directory = os.path.dirname(file)
+        if directory == born_in:
+            continue
         try:
-            write(file, str(pid))
+            try:
+                write(directory + "/tasks", "0")
+            except FileNotFoundError:
+                write(file, "0")
         except OSError as error:
-            raise Failed(f"unable to apply cgroup configuration: failed to write {pid}: {words(error)}") from error
+            raise Failed(f"unable to apply cgroup configuration: {_refused(file, '0', error)}") from error
 
 
 def write(file: str, value: str) -> None:
@@ -122,7 +154,8 @@ def _remove(directory: str) -> bool:
             return True  # not ours to remove: the engine's sweep will say so
     with contextlib.suppress(OSError), os.scandir(directory) as found:
         children = [entry.path for entry in found if entry.is_dir(follow_symlinks=False)]
-        if children and all([_remove(child) for child in children]):
+        removed = [_remove(child) for child in children]  # as many as possible
+        if children and all(removed):
             os.rmdir(directory)
             return True
     return False
@@ -151,14 +184,8 @@ def _attach(program: bytes, directory: str) -> None:
     try:
         target = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            syscalls.bpf(
-                _BPF_PROG_ATTACH, struct.pack("=IIII", target, loaded, _BPF_CGROUP_DEVICE, _BPF_F_ALLOW_MULTI)
-            )
+            syscalls.bpf(_BPF_PROG_ATTACH, struct.pack("=IIII", target, loaded, _BPF_CGROUP_DEVICE, _BPF_F_ALLOW_MULTI))
         finally:
             os.close(target)
     finally:
         os.close(loaded)
-
-
-def _quoted(value: str) -> str:
-    return '"' + value.replace("\n", "\\n") + '"'

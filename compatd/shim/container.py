@@ -8,19 +8,21 @@ changed see the host's tree and trust only paths of the engine's; the steps afte
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import signal
 import socket
 import stat
 import struct
 import time
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, cast
 
 from compatd.linux import syscalls
 from compatd.linux.rootdir import Rootdir
 from compatd.shim import cgroup, init, process, protocol, rootfs, terminal, title, users
 from compatd.shim.failures import Failed, describe, told, words
-from compatd.shim.spec import Exec, Launch, Namespaces, Process
+from compatd.shim.protocol import InitShare
+from compatd.shim.spec import Exec, Namespaces, Process
 
 _STDIO = 3  # descriptors below are the program's
 
@@ -45,8 +47,9 @@ class Ends(NamedTuple):
 class Report:
     """A child's side of the socket to its shim, and its stop watch."""
 
-    def __init__(self, sock: socket.socket, *, of_exec: bool) -> None:
+    def __init__(self, sock: socket.socket, *, of_exec: bool, born_in: str | None) -> None:
         self.sock = sock
+        self.born_in = born_in  # the cgroup v2 directory that the process has been forked into
         self._of_exec = of_exec
         self._phases: dict[str, int] = {}
         self._last_ns = time.monotonic_ns()
@@ -69,9 +72,10 @@ class Report:
         os._exit(1)
 
 
-def become_init(launch: Launch, fds: list[int], ends: Ends, report: Report) -> NoReturn:
-    """The container's pid 1. The shim puts this process into its cgroups meanwhile, and then says so."""
+def become_init(document: bytes, fds: list[int], ends: Ends, report: Report) -> NoReturn:
+    """The container's pid 1. The shim makes its cgroups meanwhile, and then says so."""
     try:
+        launch = cast(InitShare, json.loads(document))
         spec, overlay = launch["process"], launch["overlay"]
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         process.prepare(spec)
@@ -86,8 +90,9 @@ def become_init(launch: Launch, fds: list[int], ends: Ends, report: Report) -> N
         rootfs.isolate()
         root = rootfs.attach(rootfs.assemble(overlay), launch["state_dir"])
         report.done("overlay")
-        if report.sock.recv(16) != b"joined":
+        if report.sock.recv(16) != b"cgroups":
             os._exit(1)
+        cgroup.join(launch["cgroup_joins"], born_in=report.born_in)
         if launch["namespaces"]["cgroup"]["mode"] == "new":
             # Only now: the cgroup that a process is in when it unshares becomes the root of what it sees.
             syscalls.unshare(syscalls.CLONE_NEWCGROUP)
@@ -142,6 +147,7 @@ def _stay(spec: Process, identity: users.Identity, given: process.Environment, r
     """Remain as pid 1 with the user's privileges."""
     capabilities = spec["capabilities"]
     process.reset_signals()
+    syscalls.set_process_name("docker-init")
     title.show(["/sbin/docker-init", "--", *spec["args"]])
     process.filter_calls(spec)
     if identity.uid:
@@ -154,14 +160,14 @@ def _stay(spec: Process, identity: users.Identity, given: process.Environment, r
 
 
 def enter(spec: Exec, pidfd: int, ends: Ends, report: Report) -> NoReturn:
-    """One more process in the container whose init ``pidfd`` names. Its pid namespace is the shim's children's already."""
+    """One more process in the container whose init ``pidfd`` names; the shim's children share its pid namespace."""
     try:
         wanted = spec["process"]
         if not wanted["cwd"].startswith("/"):
             raise Failed("Cwd must be an absolute path", "runtime")
         process.prepare(wanted)
         os.setsid()
-        cgroup.join(spec["cgroup_joins"], 0)
+        cgroup.join(spec["cgroup_joins"], born_in=report.born_in)
         report.done("cgroup")
         syscalls.setns(pidfd, ALL)
         report.done("namespaces")
@@ -188,8 +194,12 @@ def enter(spec: Exec, pidfd: int, ends: Ends, report: Report) -> NoReturn:
 
 
 def _join(namespaces: Namespaces, fds: list[int]) -> None:
-    for name, flag in _FLAGS.items():
-        namespace = namespaces[name]
+    for namespace, flag in (
+        (namespaces["uts"], syscalls.CLONE_NEWUTS),
+        (namespaces["ipc"], syscalls.CLONE_NEWIPC),
+        (namespaces["net"], syscalls.CLONE_NEWNET),
+        (namespaces["cgroup"], syscalls.CLONE_NEWCGROUP),
+    ):
         if namespace["mode"] == "fd":
             syscalls.setns(fds[namespace.get("fd", -1)], flag)
 

@@ -9,7 +9,10 @@ import os
 MIN_ID, MAX_ID = 0, (1 << 31) - 1
 
 _OF_RUNC = "unable to start container process: "
-_CREATE = f"failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: {_OF_RUNC}error during container init: "
+_CREATE = (
+    "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: "
+    f"{_OF_RUNC}error during container init: "
+)
 _EXEC = "OCI runtime exec failed: exec failed: "
 _MISMATCH = (
     ": Are you trying to mount a directory onto a file (or vice-versa)? "
@@ -51,10 +54,8 @@ def told(failure: Failed, *, of_exec: bool) -> tuple[str, int]:
     text = str(failure)
     if failure.stage == "engine":
         return text, 128
-    if of_exec:
-        text = _EXEC + (_OF_RUNC if failure.stage == "process" else "") + text
-    else:
-        text = _CREATE + text
+    before = _EXEC + (_OF_RUNC if failure.stage == "process" else "")
+    text = (before if of_exec else _CREATE) + text
     lowered = text.lower()
     if os.strerror(errno.ENOTDIR).lower() in lowered:
         return text + _MISMATCH, 127

@@ -33,8 +33,8 @@ def run(given: process.Environment, *, tty: bool) -> NoReturn:
     """Start the program as a child and serve it until it ends. Every descriptor above 2 is closed already."""
     forwarded = signal.valid_signals() - set(_OWN)
     signal.pthread_sigmask(signal.SIG_SETMASK, forwarded)
-    for number in (signal.SIGTTIN, signal.SIGTTOU):
-        signal.signal(number, signal.SIG_IGN)
+    for ignored in (signal.SIGTTIN, signal.SIGTTOU):
+        signal.signal(ignored, signal.SIG_IGN)
     program = os.fork()
     if not program:
         _start(given, tty=tty)

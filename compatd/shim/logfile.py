@@ -206,7 +206,11 @@ def _compress(path: str) -> Iterator[None]:
     """Replace ``path`` by ``path.gz``, a slice at each step. A crash leaves the one or the other, whole."""
     compressor = zlib.compressobj(wbits=31)  # with gzip's header
     staged = f"{path}.gz.tmp"
-    with contextlib.suppress(OSError), open(path, "rb", buffering=0) as source, open(staged, "wb", buffering=0) as target:
+    with (
+        contextlib.suppress(OSError),
+        open(path, "rb", buffering=0) as source,
+        open(staged, "wb", buffering=0) as target,
+    ):
         while data := source.read(_SLICE_BYTES):
             target.write(compressor.compress(data))
             yield

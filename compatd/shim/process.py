@@ -27,8 +27,8 @@ from compatd.shim.spec import Process
 
 EXEC_FAILED = 255  # runc's exit code when execve(2) itself fails; the container has been started by then
 
-# What this process ignores: CPython sets the first two, the shim the others.
-_IGNORED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+# What spawner and shim ignore.
+_IGNORED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
 _ENDLESS = (1 << 64) - 1
 
 
@@ -54,12 +54,23 @@ def prepare(process: Process) -> None:
 
 def identify(process: Process, root: Rootdir) -> users.Identity:
     """Resolve the user against the container's files. ``Failed`` in Docker's words."""
-    return users.resolve(process["user"], process["groups"], _account_file(root, "passwd"), _account_file(root, "group"))
+    return users.resolve(
+        process["user"], process["groups"], _account_file(root, "passwd"), _account_file(root, "group")
+    )
 
 
 def _account_file(root: Rootdir, name: str) -> bytes:
     try:
-        return root.read(f"/etc/{name}", users.MAX_FILE_BYTES)
+        fd = root.open_regular(f"/etc/{name}")
+        try:
+            content = b""
+            while chunk := os.read(fd, 1 << 16):
+                content += chunk
+                if len(content) > users.MAX_FILE_BYTES:
+                    raise OSError(errno.EFBIG, "")
+            return content
+        finally:
+            os.close(fd)
     except (FileNotFoundError, NotADirectoryError):
         return b""
     except OSError as error:
@@ -82,12 +93,16 @@ def environment(process: Process, identity: users.Identity) -> Environment:
 def limit(process: Process) -> None:
     """Resource limits, session keyring, umask."""
     for entry in process["rlimits"]:
-        soft, hard = (resource.RLIM_INFINITY if value in (-1, _ENDLESS) else value for value in (entry["soft"], entry["hard"]))
+        soft, hard = (
+            resource.RLIM_INFINITY if value in (-1, _ENDLESS) else value for value in (entry["soft"], entry["hard"])
+        )
         try:
             resource.setrlimit(entry["resource"], (soft, hard))
         except (OSError, ValueError) as error:
             why = words(error) if isinstance(error, OSError) else str(error)
-            raise Failed(f"error setting rlimits for ready process: error setting rlimit type {entry['resource']}: {why}") from error
+            raise Failed(
+                f"error setting rlimits for ready process: error setting rlimit type {entry['resource']}: {why}"
+            ) from error
     try:
         syscalls.join_session_keyring()  # keyrings(7): the inherited one would give access to the engine's keys
     except OSError as error:
@@ -157,7 +172,10 @@ def verify_directory() -> None:
     except FileNotFoundError:
         outside = True
     if outside:
-        raise Failed("current working directory is outside of container mount namespace root -- possible container breakout detected")
+        raise Failed(
+            "current working directory is outside of container mount namespace root "
+            "-- possible container breakout detected"
+        )
 
 
 def reset_signals() -> None:

@@ -4,7 +4,8 @@ Sockets are SOCK_SEQPACKET, so a message is whole or absent, and an empty one me
 A document too large for a datagram travels in a memfd, which is then the message's last descriptor.
 
 To the spawner:
-    launch        the Launch; its descriptors, then one end of the shim's connection to the engine
+    a launch      as ``encode_launch`` makes it; the Launch's descriptors, then one end of the shim's connection to
+                  the engine
 
 Engine to shim:
     signal        number: to the container's init
@@ -35,9 +36,10 @@ import json
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from compatd.linux.fds import FdSet, receive_message, send_message
+from compatd.shim.spec import Attach, Cgroup, Launch, Log, MountOp, Namespaces, Overlay, Process, Wait
 
 Message = dict[str, Any]
 
@@ -45,15 +47,79 @@ INLINE_BYTES = 1 << 15  # a datagram costs its size in socket buffer, of which t
 MAX_BYTES = 1 << 24
 SOCKET_NAME = "shim.sock"
 EXIT_NAME = "exit"
+_IN_MEMORY = b"memfd"
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
     return json.dumps(message, separators=(",", ":")).encode()
 
 
+class ShimShare(TypedDict):
+    """What of a Launch the shim itself has to know."""
+
+    id: str
+    state_dir: str
+    namespaces: Namespaces
+    cgroup: Cgroup
+    tty: bool
+    open_stdin: bool
+    stdin_once: bool
+    log: Log
+    attaches: list[Attach]
+    waits: list[Wait]
+
+
+class InitShare(TypedDict):
+    """What only the container's init does."""
+
+    state_dir: str
+    namespaces: Namespaces
+    hostname: str
+    domainname: str
+    sysctls: dict[str, str]
+    overlay: Overlay
+    mounts: list[MountOp]
+    cgroup_joins: list[str]
+    process: Process
+    init: bool
+
+
+def encode_launch(launch: Launch) -> bytes:
+    """A launch as two lines, ShimShare and InitShare. The shim passes the second on unread: it lives long, and should
+    not grow by what is needed for some milliseconds."""
+    shim = ShimShare(
+        id=launch["id"],
+        state_dir=launch["state_dir"],
+        namespaces=launch["namespaces"],
+        cgroup=launch["cgroup"],
+        tty=launch["process"]["tty"],
+        open_stdin=launch["open_stdin"],
+        stdin_once=launch["stdin_once"],
+        log=launch["log"],
+        attaches=launch["attaches"],
+        waits=launch["waits"],
+    )
+    init = InitShare(
+        state_dir=launch["state_dir"],
+        namespaces=launch["namespaces"],
+        hostname=launch["hostname"],
+        domainname=launch["domainname"],
+        sysctls=launch["sysctls"],
+        overlay=launch["overlay"],
+        mounts=launch["mounts"],
+        cgroup_joins=launch["cgroup"]["joins"],
+        process=launch["process"],
+        init=launch["init"],
+    )
+    return encode(shim) + b"\n" + encode(init)
+
+
 def send(sock: socket.socket, message: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
     """Send one message with copies of ``fds``. ``OSError`` as sendmsg(2): the message is sent whole or not at all."""
-    data = encode(message)
+    send_bytes(sock, encode(message), fds)
+
+
+def send_bytes(sock: socket.socket, data: bytes, fds: Sequence[int] = ()) -> None:
     if len(data) <= INLINE_BYTES:
         send_message(sock, data, fds)
         return
@@ -61,15 +127,15 @@ def send(sock: socket.socket, message: Mapping[str, Any], fds: Sequence[int] = (
     try:
         os.truncate(memory, len(data))
         os.pwrite(memory, data, 0)
-        send_message(sock, b'{"type":"memfd"}', [*fds, memory])
+        send_message(sock, _IN_MEMORY, [*fds, memory])
     finally:
         os.close(memory)
 
 
-def receive(sock: socket.socket) -> tuple[Message, FdSet] | None:
-    """Receive one message and its descriptors, which the caller owns; None when the peer has gone.
+def receive_bytes(sock: socket.socket) -> tuple[bytes, FdSet] | None:
+    """Receive one datagram and its descriptors, which the caller owns; None when the peer has gone.
 
-    ``BlockingIOError`` from a non-blocking socket with nothing to read; ``ValueError`` for what is no message.
+    ``BlockingIOError`` from a non-blocking socket with nothing to read; ``ValueError`` for a truncated one.
     """
     try:
         data, fds = receive_message(sock)
@@ -78,17 +144,34 @@ def receive(sock: socket.socket) -> tuple[Message, FdSet] | None:
     if not data:
         fds.close()
         return None
+    return data, fds
+
+
+def unwrap(data: bytes, fds: FdSet) -> bytes:
+    """A datagram's document; one that travels in a memfd is read, and the memfd taken from ``fds``."""
+    if data != _IN_MEMORY:
+        return data
+    memory = fds.steal(len(fds) - 1)
     try:
-        message = json.loads(data)
-        if message["type"] == "memfd":
-            memory = fds.steal(len(fds) - 1)
-            try:
-                if os.fstat(memory).st_size > MAX_BYTES:
-                    raise ValueError("message too large")
-                message = json.loads(os.pread(memory, MAX_BYTES, 0))
-            finally:
-                os.close(memory)
+        size = os.fstat(memory).st_size
+        if size > MAX_BYTES:
+            raise ValueError("message too large")
+        return os.pread(memory, size, 0)
+    finally:
+        os.close(memory)
+
+
+def receive(sock: socket.socket) -> tuple[Message, FdSet] | None:
+    """Receive and decode one message; as ``receive_bytes``. ``ValueError`` for what is no message."""
+    received = receive_bytes(sock)
+    if received is None:
+        return None
+    data, fds = received
+    try:
+        message = json.loads(unwrap(data, fds))
+        if not isinstance(message, dict) or "type" not in message:
+            raise ValueError("not a message")
     except BaseException:
         fds.close()
         raise
-    return message, fds
+    return cast(Message, message), fds

@@ -64,7 +64,10 @@ def assemble(overlay: Overlay) -> int:
     """
     if overlay["volatile"]:
         _forget_volatile(overlay["work"])
-    held = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in (*overlay["lowers"], overlay["upper"], overlay["work"])}
+    held = {
+        path: os.open(path, os.O_PATH | os.O_CLOEXEC)
+        for path in (*overlay["lowers"], overlay["upper"], overlay["work"])
+    }
     try:
         context = syscalls.fsopen("overlay")
         try:
@@ -117,9 +120,7 @@ def _forget_volatile(work: str) -> None:
 def attach(mount: int, where: str) -> Rootdir:
     """Put the root's mount on the host directory ``where``, inside this namespace only: pivot_root(2) and mounts
     below need an attached one. Its descriptor now belongs to the result."""
-    syscalls.move_mount(
-        mount, "", syscalls.AT_FDCWD, where, syscalls.MOVE_MOUNT_F_EMPTY_PATH
-    )
+    syscalls.move_mount(mount, "", syscalls.AT_FDCWD, where, syscalls.MOVE_MOUNT_F_EMPTY_PATH)
     return Rootdir(mount)
 
 
@@ -154,13 +155,29 @@ class Plan:
             return self._root.open(path, flags)
         except FileNotFoundError:
             pass
-        where = os.fsdecode(self._root.resolve(path))
-        if directory:
-            self._root.makedirs(where)
-        else:
-            self._root.makedirs(os.path.dirname(where))
-            os.close(self._root.open(where, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o755))
+        if not self._make(path, directory=directory):
+            where = os.fsdecode(self._root.resolve(path))  # parents are missing, or a link dangles
+            self._root.makedirs(where if directory else os.path.dirname(where))
+            if not directory:
+                os.close(self._root.open(where, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o755))
         return self._root.open(path, flags)
+
+    def _make(self, path: str, *, directory: bool) -> bool:
+        """Make it where only the last name is missing."""
+        try:
+            parent, name = self._root.open_parent(path)
+        except OSError:
+            return False
+        try:
+            if directory:
+                os.mkdir(name, 0o755, dir_fd=parent)
+            else:
+                os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o755, dir_fd=parent))
+        except FileExistsError:
+            return False
+        finally:
+            os.close(parent)
+        return True
 
     def cover(self, mount: int, path: str, *, directory: bool) -> None:
         """Attach a detached mount, whose descriptor is consumed, on ``path``."""
@@ -377,4 +394,6 @@ def _opened(directory: int, name: str) -> int:
 
 def _mount_failure(op: MountOp, why: str) -> Failed:
     source = op.get("source") or op.get("fstype", op["kind"])
-    return Failed(f'error mounting "{source}" to rootfs at "{op["target"]}": mount src={source}, dst={op["target"]}: {why}')
+    return Failed(
+        f'error mounting "{source}" to rootfs at "{op["target"]}": mount src={source}, dst={op["target"]}: {why}'
+    )

@@ -20,7 +20,6 @@ import os
 import signal
 import socket
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from typing import NoReturn, cast
 
@@ -30,8 +29,8 @@ from compatd.shim import cgroup, container, protocol, title
 from compatd.shim.failures import Failed, describe, told
 from compatd.shim.logfile import LogFile
 from compatd.shim.loop import HUP, IN, Loop
-from compatd.shim.protocol import Message
-from compatd.shim.spec import Attach, Exec, Exit, Launch, Wait
+from compatd.shim.protocol import Message, ShimShare
+from compatd.shim.spec import Attach, Exec, Exit, Wait
 from compatd.shim.stdio import Stdio
 
 PIPE_GRACE_S = 2.0  # moby daemon/monitor.go: how long the end of output is awaited when others hold the pipes
@@ -41,30 +40,42 @@ REMOVAL_RETRIES = 8
 _SUN_PATH_BYTES = 107  # unix(7)
 
 
-def run(message: Message, fds: FdSet, received_ns: int) -> NoReturn:
-    """Be a container's shim: the forked child's whole life. ``fds`` end with the connection to the engine."""
-    launch = cast(Launch, message["launch"])
+def run(document: bytes, fds: FdSet, received_ns: int) -> NoReturn:
+    """Be a container's shim: the forked child's whole life. ``fds`` end with the connection to the engine.
+
+    What is left after an error is a traceback in shim.log; the init dies with the shim.
+    """
+    state_dir = ""
     try:
-        syscalls.set_process_name("compatd-shim")
-        title.show(["compatd-shim", launch["id"]])
-        os.setsid()
-        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        with open("/dev/null", "r+b", buffering=0) as null:
-            for number in range(3):
-                os.dup2(null.fileno(), number, inheritable=False)
-        os.chdir("/")
-        Shim(launch, fds, received_ns).run()
+        share, _, init_share = protocol.unwrap(document, fds).partition(b"\n")
+        launch = cast(ShimShare, json.loads(share))
+        state_dir = launch["state_dir"]
+        Shim(launch, init_share, fds, received_ns).run()
     except SystemExit:
         pass  # the start has failed, and that has been told
     except BaseException:
-        _record(launch["state_dir"])
+        _record(state_dir)
         os._exit(1)
     os._exit(0)
 
 
+def _settle(id_: str) -> None:
+    """Let go of what came from the spawner and the engine; a fork for the container needs none of this."""
+    syscalls.set_process_name("compatd-shim")
+    title.show(["compatd-shim", id_])
+    os.setsid()
+    for ignored in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(ignored, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for number in range(3):
+        os.dup2(null, number, inheritable=False)
+    os.close(null)
+
+
 def _record(state_dir: str) -> None:
+    import traceback  # only here: it would be memory of every shim
+
     with contextlib.suppress(OSError), open(f"{state_dir}/shim.log", "a") as log:
         traceback.print_exc(file=log)
 
@@ -72,15 +83,17 @@ def _record(state_dir: str) -> None:
 class Child:
     """A process that the shim started: the container's init (``exec_id`` None) or an exec.
 
-    Owns its pid descriptor, its streams and, until the program runs, the socket it reports on.
+    Owns its pid descriptor, its streams and the socket that it reports on until the program runs.
     """
 
-    def __init__(self, exec_id: str | None, pid: int, report: socket.socket, stdio: Stdio) -> None:
+    stdio: Stdio
+
+    def __init__(self, exec_id: str | None, pid: int, report: socket.socket, pipes: list[int]) -> None:
         self.exec_id = exec_id
         self.pid = pid
         self.pidfd = os.pidfd_open(pid)
-        self.report: socket.socket | None = report
-        self.stdio = stdio
+        self.report = report
+        self._pipes = pipes
         self.phases: dict[str, int] | None = None  # once it is ready
         self.failure: tuple[str, int] | None = None
         self.started_ns = 0
@@ -89,11 +102,15 @@ class Child:
         self.released = False  # the engine has recorded its exit
         self.clients: list[tuple[Attach, socket.socket]] = []  # until it has started
 
+    def take_streams(self, stdio: Stdio) -> None:
+        self.stdio = stdio
+        stdio.use_pipes(*self._pipes)
+
 
 class Shim:
     """One container's."""
 
-    def __init__(self, launch: Launch, fds: FdSet, received_ns: int) -> None:
+    def __init__(self, launch: ShimShare, init_share: bytes, fds: FdSet, received_ns: int) -> None:
         self._launch = launch
         self._received_ns = received_ns
         self._loop = Loop()
@@ -111,7 +128,7 @@ class Shim:
         self._over = False  # the start has failed
         self._recorded = False
         self._removed = False
-        self._init = self._start(fds)
+        self._init = self._start(fds, init_share)
 
     def run(self) -> None:
         """Serve until the container is over and nobody waits for anything of it."""
@@ -134,49 +151,42 @@ class Shim:
 
     # Starting
 
-    def _start(self, fds: FdSet) -> Child:
+    def _start(self, fds: FdSet, init_share: bytes) -> Child:
+        """Fork the init first of all; what the shim needs for itself is done while that one sets out."""
         launch = self._launch
         self._tell({"type": "forked"})
-        self._oom_kills = 0
         descriptors = [fds.steal(index) for index in range(len(fds) - 1)]
-        self._mark("shim")
         try:
-            if launch["log"]["driver"] == "json-file":
-                self._log = LogFile(launch["log"], self._work_off)
             namespace = launch["namespaces"]["pid"]
             # Of the children to come, execs among them: so that each is one fork.
             if namespace["mode"] == "new":
                 syscalls.unshare(syscalls.CLONE_NEWPID)
             elif namespace["mode"] == "fd":
                 syscalls.setns(descriptors[namespace.get("fd", -1)], syscalls.CLONE_NEWPID)
-            stdio = Stdio(
-                self._loop,
-                closes_stdin=launch["stdin_once"],
-                log=self._log,
-                detached=lambda: self._tell({"type": "detached", "exec_id": None}),
-                changed=lambda: self._advance(self._init),
-            )
             child = self._fork(
                 None,
-                stdio,
-                tty=launch["process"]["tty"],
+                tty=launch["tty"],
                 stdin=launch["open_stdin"],
                 output=True,
-                body=lambda ends, report: container.become_init(launch, descriptors, ends, report),
+                joins=launch["cgroup"]["joins"],
+                directories=launch["cgroup"]["directories"],
+                body=lambda ends, report: container.become_init(init_share, descriptors, ends, report),
             )
         except Exception as error:
+            self._remove_cgroups(0)
             self._fail(*told(describe(error, "shim"), of_exec=False))
             raise SystemExit(0) from error
         self._mark("fork")
         try:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(protocol.EXIT_NAME, dir_fd=self._state)
             cgroup.create(launch["cgroup"])
             self._oom_kills = cgroup.oom_kills(launch["cgroup"])
-            cgroup.join(launch["cgroup"]["joins"], child.pid)
-            assert child.report is not None
-            child.report.send(b"joined")
+            child.report.send(b"cgroups")
             self._mark("cgroups")
+            _settle(launch["id"])
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(protocol.EXIT_NAME, dir_fd=self._state)
+            if launch["log"]["driver"] == "json-file":
+                self._log = LogFile(launch["log"], self._work_off)
             self._listen()
         except Exception as error:
             child.failure = told(describe(error, "shim"), of_exec=False)
@@ -190,6 +200,17 @@ class Shim:
             os.close(fd)
         if self._engine is not None:
             self._connect(self._engine)
+        child.take_streams(
+            Stdio(
+                self._loop,
+                closes_stdin=launch["stdin_once"],
+                log=self._log,
+                detached=lambda: self._tell({"type": "detached", "exec_id": None}),
+                changed=lambda: self._advance(self._init),
+            )
+        )
+        self._watch(child)
+        self._mark("settle")
         return child
 
     def _mark(self, phase: str) -> None:
@@ -200,11 +221,12 @@ class Shim:
     def _fork(
         self,
         exec_id: str | None,
-        stdio: Stdio,
         *,
         tty: bool,
         stdin: bool,
         output: bool,
+        joins: list[str],
+        directories: list[str],
         body: Callable[[container.Ends, container.Report], NoReturn],
     ) -> Child:
         """Fork a child with pipes (a terminal it makes itself). It runs ``body``, which never returns."""
@@ -216,28 +238,35 @@ class Shim:
                 for stream in (1, 2):
                     ours[stream], theirs[stream] = os.pipe()
         mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        pid = os.fork()
+        born_in, directory_fd = cgroup.birthplace(joins, directories) or (None, -1)
+        pid = -1
+        if directory_fd >= 0:
+            try:
+                pid = syscalls.fork_into_cgroup(directory_fd)
+            except OSError:
+                born_in = None  # an old kernel, or a sandbox around us: join later
+        if pid < 0:
+            pid = os.fork()
         if not pid:
             try:
                 mine.close()
-                body(container.Ends(*theirs), container.Report(its, of_exec=exec_id is not None))
+                body(container.Ends(*theirs), container.Report(its, of_exec=exec_id is not None, born_in=born_in))
             finally:
                 os._exit(1)
         its.close()
-        for fd in theirs:
+        for fd in (directory_fd, *theirs):
             if fd >= 0:
                 os.close(fd)
-        if not tty:
-            stdio.use_pipes(*ours)
-        child = Child(exec_id, pid, mine, stdio)
-        mine.setblocking(False)
-        self._loop.watch(mine.fileno(), IN, lambda _: self._on_report(child))
+        return Child(exec_id, pid, mine, ours)
+
+    def _watch(self, child: Child) -> None:
+        child.report.setblocking(False)
+        self._loop.watch(child.report.fileno(), IN, lambda _: self._on_report(child))
         self._loop.watch(child.pidfd, IN, lambda _: self._on_end(child))
-        return child
 
     def _on_report(self, child: Child) -> None:
         """Read what the child says, until it executes its program (the socket closes) or fails."""
-        while child.report is not None:
+        while child.report.fileno() >= 0:
             try:
                 received = protocol.receive(child.report)
             except BlockingIOError:
@@ -245,7 +274,6 @@ class Shim:
             if received is None:
                 self._loop.forget(child.report.fileno())
                 child.report.close()
-                child.report = None
                 if child.phases is not None and child.failure is None:
                     self._on_started(child)
                 return
@@ -523,10 +551,11 @@ class Shim:
         try:
             child = self._fork(
                 exec_id,
-                stdio,
                 tty=spec["process"]["tty"],
                 stdin=attach is not None and attach["stdin"],
                 output=attach is not None,
+                joins=spec["cgroup_joins"],
+                directories=[],
                 body=lambda ends, report: container.enter(spec, self._init.pidfd, ends, report),
             )
         except OSError as error:  # no more processes, or the pid namespace has lost its init
@@ -540,6 +569,8 @@ class Shim:
         if client is not None:
             child.clients.append(client)
         self._execs[exec_id] = child
+        child.take_streams(stdio)
+        self._watch(child)
 
     def _exec_changed(self, exec_id: str) -> None:
         child = self._execs.get(exec_id)

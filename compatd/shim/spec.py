@@ -69,7 +69,7 @@ class MountOp(TypedDict):
 class Cgroup(TypedDict):
     """Directories to make, values to write there, and ``cgroup.procs`` files to join; done by the shim in this order.
 
-    A write that fails with an errno in ``tolerate`` is passed over (a knob that a kernel lacks).
+    A directory of the unified hierarchy is joined last (by being born there).
     """
 
     directories: list[str]

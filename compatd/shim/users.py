@@ -38,7 +38,7 @@ class _Group(NamedTuple):
 
 
 def resolve(user: str, groups: Sequence[str], passwd: bytes, group: bytes) -> Identity:
-    """``passwd`` and ``group`` are the files' content, empty when there is none. ``failures.Failed`` in Docker's words."""
+    """``passwd`` and ``group``: the files' content, empty when there is none. ``failures.Failed`` in Docker's words."""
     name, _, group_name = user.partition(":")
     wanted = _number(name)
     found = next(
