@@ -13,8 +13,6 @@ import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from aiohttp import web
-
 from compatd import tasks
 from compatd.config import Config
 from compatd.core.archives import Archives
@@ -35,10 +33,11 @@ from compatd.core.volumes import Volumes
 from compatd.images.content import ContentStore
 from compatd.images.directories import DirectoryStore
 from compatd.linux.inotify import Watches
+from compatd.linux.placement import spread
 from compatd.listeners import Listeners, notify
 from compatd.network.driver import BridgeDriver
 from compatd.routes.backends import Backends
-from compatd.routes.dispatch import Dispatcher
+from compatd.routes.server import serve
 from compatd.runtime import cgroups
 from compatd.runtime.client import Spawner
 from compatd.runtime.host import probe_host
@@ -55,6 +54,10 @@ async def start(config: Config, stack: AsyncExitStack) -> Backends:
     """Bring up every service; ``stack`` takes them down again. ``EngineError``: this machine or its data refuse."""
     for root, mode in ((config.data_root, 0o710), (config.exec_root, 0o700)):
         os.makedirs(root, mode=mode, exist_ok=True)
+    for part in ("containers", "build"):
+        directory = Path(config.data_root) / part
+        directory.mkdir(mode=0o710, exist_ok=True)
+        spread(directory)
     workers = Workers(WORKER_THREADS)
     stack.callback(workers.close)
     store = Store(Path(config.data_root))
@@ -92,6 +95,7 @@ async def start(config: Config, stack: AsyncExitStack) -> Backends:
         workers=workers,
         watches=watches,
     )
+    networks.find_container = lambda reference: containers.get(reference).record
     networks.running = lambda: [container.record for container in containers]
     execs = Execs(containers=containers, supervisor=supervisor, preparation=preparation)
     containers.exec_ids = execs.ids_of
@@ -170,28 +174,11 @@ async def _run(config: Config, listeners: Listeners) -> int:
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
         backends = await start(config, stack)
-        server = await serve(backends, listeners)
-        stack.push_async_callback(server.cleanup)
+        server = await serve(backends, listeners.sockets)
+        stack.push_async_callback(server.close)
         notify("READY=1")
         log.info("API listen on %s", ", ".join(config.hosts))
         await stop.wait()
         notify("STOPPING=1")
         log.info("shutting down: running containers go on")
     return 0
-
-
-async def serve(backends: Backends, listeners: Listeners) -> web.ServerRunner:
-    """Answer requests on every socket; ``cleanup`` of the runner ends that."""
-    server = web.Server(
-        Dispatcher(backends),
-        handler_cancellation=True,
-        access_log=None,
-        keepalive_timeout=3600,
-        max_line_size=1 << 20,
-        max_field_size=1 << 20,
-    )
-    runner = web.ServerRunner(server, shutdown_timeout=STOP_TIMEOUT_S)
-    await runner.setup()
-    for sock, tls in listeners.sockets:
-        await web.SockSite(runner, sock, ssl_context=tls).start()
-    return runner

@@ -13,7 +13,9 @@ from compatd.core.containers import Containers
 from compatd.core.images import format_time
 from compatd.core.preparation import Preparation
 from compatd.core.supervisor import Supervisor
+from compatd.errors import SystemFailure
 from compatd.images import filesystem
+from compatd.images.tar import BadArchive
 from compatd.linux.assembly import Assembly
 from compatd.tasks import Workers
 from compatd.wire.types.containers import PathStat
@@ -83,7 +85,10 @@ class Archives:
                     owner=owner,
                 )
 
-        await bodies.consume(body, unpack, self._workers)
+        try:
+            await bodies.consume(body, unpack, self._workers)
+        except BadArchive as error:
+            raise SystemFailure(str(error)) from error  # Docker blames itself for what is wrong with an archive
         self._supervisor.publish(container.record, "extract-to-dir")
 
     def _assemble(self, container: Container) -> Assembly:

@@ -15,6 +15,7 @@ from typing import BinaryIO, cast
 
 import msgspec
 
+from compatd import tasks
 from compatd.builder import ports, solve
 from compatd.config import Config
 from compatd.core import bodies, progress
@@ -148,9 +149,16 @@ class Builds:
                 workers=self._workers,
             )
             try:
-                await solve.build(request, engine, lambda event: report(_progress(event)))
+                image_id = await solve.build(request, engine, lambda event: report(_progress(event)))
+                self._settle_later(image_id)
             except ports.CommandFailed as error:
                 report(Progress(error_detail=ErrorDetail(code=error.code, message=str(error)), error=str(error)))
+
+    def _settle_later(self, image_id: str) -> None:
+        """See that what was built survives a power failure, too, without making the client wait for the disk."""
+        image = self._images.find(image_id)
+        if image is not None:
+            tasks.detach(self._workers.run(self._layers.settle, image.layers), name="settle a built image")
 
     @contextmanager
     def _leased(self) -> Iterator[Callable[[str], None]]:

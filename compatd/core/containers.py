@@ -75,15 +75,15 @@ WAIT_CONDITIONS = ("", "not-running", "next-exit", "removed")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogRequest:
-    """Which part of a container's output, and how it is shown. Times in nanoseconds; ``tail`` None is all."""
+    """Which part of a container's output, and how it is shown. Nanoseconds, 0 is no limit; ``tail`` None is all."""
 
     stdout: bool
     stderr: bool
     follow: bool = False
     timestamps: bool = False
     details: bool = False
-    since_ns: int | None = None
-    until_ns: int | None = None
+    since_ns: int = 0
+    until_ns: int = 0
     tail: int | None = None
 
 

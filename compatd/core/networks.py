@@ -22,7 +22,7 @@ from compatd.core.images import format_time
 from compatd.core.lifecycle import ALIVE
 from compatd.core.names import find, new_id
 from compatd.core.store import Put, Store
-from compatd.errors import EngineError, InvalidParameter, NotFound, Unsupported
+from compatd.errors import Conflict, EngineError, InvalidParameter, NotFound, Unsupported
 from compatd.network import netns
 from compatd.network.driver import BridgeDriver, ConnectRequest, Endpoint, default_network, new_endpoint_id
 from compatd.network.driver import Network as BridgeNetwork
@@ -64,6 +64,7 @@ class Networks:
         self._driver = driver
         self._workers = workers
         self._networks = {key: msgspec.json.decode(raw, type=NetworkRecord) for key, raw in store.load("networks")}
+        self.find_container: Callable[[str], ContainerRecord] = _no_container
         self.running: Callable[[], Iterable[ContainerRecord]] = tuple
         self._bridge: BridgeNetwork | None = None
 
@@ -168,7 +169,8 @@ class Networks:
         """The networks that a new container will join. ``Unsupported``: other networks than the predefined ones."""
         mode = host_config.network_mode
         if mode.startswith("container:"):
-            raise Unsupported("the --network container: option is not supported by this engine")
+            self._check_shared(host_config)
+            return {}
         asked = {
             ("bridge" if name == "default" else name): settings
             for name, settings in (networking.endpoints_config if networking else {}).items()
@@ -178,6 +180,19 @@ class Networks:
             raise Unsupported(f"joining the network {next(iter(asked))} at creation is not supported by this engine")
         self._check_settings(settings, mode)
         return {mode: settings}
+
+    def _check_shared(self, host_config: HostConfig) -> None:
+        """What a container that is in another's network cannot have of its own (docker/cli opts; moby runconfig)."""
+        for given, what in (
+            (host_config.dns, "dns and the network mode"),
+            (host_config.extra_hosts, "custom host-to-IP mapping and the network mode"),
+            (
+                host_config.port_bindings or host_config.publish_all_ports,
+                "port publishing and the container type network mode",
+            ),
+        ):
+            if given:
+                raise InvalidParameter(f"conflicting options: {what}")
 
     def _check_settings(self, settings: EndpointSettings, mode: str) -> None:
         if mode in PREDEFINED:
@@ -232,11 +247,19 @@ class Networks:
         mode = record.host_config.network_mode
         if mode == "host":
             return {}, None
+        if mode.startswith("container:"):
+            return {}, self._share(mode.removeprefix("container:"))
         try:
             network = self.get(mode)
         except NotFound as error:
             raise NotFound(f"failed to set up container networking: {error}") from error
         return await self._workers.run(self._connect, record, network)
+
+    def _share(self, reference: str) -> int:
+        other = self.find_container(reference)
+        if other.state not in ALIVE:
+            raise Conflict(f"cannot join network of a non running container: {other.id}")
+        return os.open(f"/proc/{other.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
     def _connect(self, record: ContainerRecord, network: NetworkRecord) -> tuple[dict[str, Endpoint], int]:
         namespace_fd = netns.create()
@@ -325,6 +348,10 @@ def port_requests(record: ContainerRecord) -> tuple[PortRequest, ...]:
                 number, _, protocol = key.partition("/")
                 requests.append(PortRequest(container_port=int(number), protocol=protocol or "tcp"))
     return tuple(requests)
+
+
+def _no_container(reference: str) -> ContainerRecord:
+    raise NotFound(f"No such container: {reference}")
 
 
 def _derive(*parts: str) -> str:

@@ -92,9 +92,19 @@ class Preparation:
         """Where its shim is found."""
         return self._state / container_id
 
+    def _network_files(self, record: ContainerRecord) -> ContainerPaths:
+        """Whose hosts, hostname and resolv.conf a container sees: those of the one whose network it shares, if any."""
+        mode = record.host_config.network_mode
+        if mode.startswith("container:"):
+            return self.paths(self._networks.find_container(mode.removeprefix("container:")).id)
+        return self.paths(record.id)
+
     def check(self, record: ContainerRecord) -> list[str]:
         """Try to build the launch document without touching anything: warnings, or what is wrong with the options."""
-        spec = container_spec(record, paths=self.paths(record.id), state_dir=str(self._state), lowers=())
+        netns_fd = None if record.host_config.network_mode == "host" else 0
+        spec = container_spec(
+            record, paths=self.paths(record.id), state_dir=str(self._state), lowers=(), netns_fd=netns_fd
+        )
         build_launch(spec, self._host)
         _, warnings = cgroups.check(spec.resources, self._host)
         return warnings
@@ -122,7 +132,8 @@ class Preparation:
         state.mkdir(mode=0o700, parents=True)
         if record.host_config.cgroup_parent:
             cgroups.prepare(self._host, record.host_config.cgroup_parent)
-        self._write_files(record, paths, prepared)
+        if not record.host_config.network_mode.startswith("container:"):
+            self._write_files(record, paths, prepared)
         lowers = self._layers.lowers([DiffId(layer) for layer in record.layers])
         for point in record.mounts:
             self._prepare_mount(record, point)
@@ -205,6 +216,7 @@ class Preparation:
             paths=self.paths(record.id),
             state_dir=str(self.state_dir(record.id)),
             lowers=prepared.lowers,
+            network_files=self._network_files(record),
             netns_fd=0 if prepared.netns_fd is not None else None,
         )
         return build_launch(spec, self._host, attaches=handed, waits=waiting), fds

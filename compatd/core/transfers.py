@@ -17,7 +17,7 @@ import msgspec
 from compatd.config import Config
 from compatd.core import bodies, progress
 from compatd.core.images import Image, Images, format_time
-from compatd.errors import InvalidParameter, NotFound, Unsupported
+from compatd.errors import EngineError, InvalidParameter, NotFound, Unsupported
 from compatd.images import archive
 from compatd.images.content import ContentStore, DiffId, Digest, parse_digest
 from compatd.images.layers import LayerStore
@@ -26,7 +26,7 @@ from compatd.images.reference import Reference, parse_normalized, parse_pull
 from compatd.tasks import Workers
 from compatd.wire.parameters import ImportParameters, PullParameters
 from compatd.wire.types import images as wire
-from compatd.wire.types.images import Progress, ProgressDetail
+from compatd.wire.types.images import ErrorDetail, Progress, ProgressDetail
 from compatd.wire.types.system import AuthConfig, AuthResponse
 
 if TYPE_CHECKING:
@@ -149,41 +149,48 @@ class Transfers:
         """Load every image of an archive."""
 
         async def work(report: Report) -> None:
-            loop = asyncio.get_running_loop()
-
-            def advance(item: archive.LoadProgress) -> None:
-                record = Progress(
-                    status="Loading layer",
-                    id=item.id,
-                    progress_detail=ProgressDetail(current=item.current_bytes, total=item.total_bytes),
-                )
-                loop.call_soon_threadsafe(report, record)
-
-            with self._leased() as hold:
-
-                def read(stream: bodies.Feed) -> list[archive.LoadedImage]:
-                    loaded = archive.load(
-                        stream,
-                        self._content,
-                        self._layers,
-                        hold=hold,
-                        progress=advance if not quiet else lambda _: None,
-                        platform=_domain_platform(platform),
-                    )
-                    self._layers.settle({diff_id for image in loaded for diff_id in image.diff_ids})
-                    return loaded
-
-                for loaded in await bodies.consume(body, read, self._workers):
-                    names = [parse_normalized(name) for name in loaded.references]
-                    blobs = [str(loaded.manifest_digest)] if loaded.manifest_digest else []
-                    image = await self._images.add(loaded.config, names=names, blobs=blobs, stamp=False)
-                    if not names:
-                        report(Progress(stream=f"Loaded image ID: {image.id}\n"))
-                    for name in names:
-                        report(Progress(stream=f"Loaded image: {name.familiar}\n"))
-                    self._images.publish("load", image, image.id)
+            try:
+                await self._load(body, quiet, _domain_platform(platform), report)
+            except EngineError as error:
+                # Docker has sent its head by then, whatever is wrong with the archive.
+                report(Progress(error_detail=ErrorDetail(message=str(error)), error=str(error)))
 
         return progress.stream(work, name="load")
+
+    async def _load(self, body: AsyncIterable[bytes], quiet: bool, platform: Platform | None, report: Report) -> None:
+        loop = asyncio.get_running_loop()
+
+        def advance(item: archive.LoadProgress) -> None:
+            record = Progress(
+                status="Loading layer",
+                id=item.id,
+                progress_detail=ProgressDetail(current=item.current_bytes, total=item.total_bytes),
+            )
+            loop.call_soon_threadsafe(report, record)
+
+        with self._leased() as hold:
+
+            def read(stream: bodies.Feed) -> list[archive.LoadedImage]:
+                loaded = archive.load(
+                    stream,
+                    self._content,
+                    self._layers,
+                    hold=hold,
+                    progress=advance if not quiet else lambda _: None,
+                    platform=platform,
+                )
+                self._layers.settle({diff_id for image in loaded for diff_id in image.diff_ids})
+                return loaded
+
+            for loaded in await bodies.consume(body, read, self._workers):
+                names = [parse_normalized(name) for name in loaded.references]
+                blobs = [str(loaded.manifest_digest)] if loaded.manifest_digest else []
+                image = await self._images.add(loaded.config, names=names, blobs=blobs, stamp=False)
+                if not names:
+                    report(Progress(stream=f"Loaded image ID: {image.id}\n"))
+                for name in names:
+                    report(Progress(stream=f"Loaded image: {name.familiar}\n"))
+                self._images.publish("load", image, image.id)
 
     def save(self, references: Sequence[str], platform: wire.Platform | None) -> AsyncIterator[bytes]:
         """An archive of images, in both forms that Docker writes at once."""

@@ -26,8 +26,10 @@ def container_spec(
     state_dir: str,
     lowers: Sequence[str],
     netns_fd: int | None = None,
+    network_files: ContainerPaths | None = None,
 ) -> ContainerSpec:
     """``netns_fd``: index of the network namespace among the descriptors that go with the launch; None: the host's.
+    ``network_files``: where hosts, hostname and resolv.conf are, if not among the container's own.
 
     ``InvalidParameter`` in Docker's words for options that make no sense.
     """
@@ -84,7 +86,7 @@ def container_spec(
             )
             for point in record.mounts
         ),
-        files=_files(paths),
+        files=_files(network_files or paths),
         devices=_devices(host_config),
         resources=resources(host_config),
         cgroup_parent=host_config.cgroup_parent,
