@@ -25,6 +25,7 @@ MIN_MEMORY_BYTES = 6 << 20  # moby daemon/daemon_unix.go, linuxMinMemory
 _CFS_PERIOD_US = 100_000
 _MAX_CPUSET = 8192  # moby pkg/parsers, ParseUintListMaximum as sysinfo calls it
 _UNLIMITED = -1
+_V2_CONTROLLERS = frozenset({"cpu", "cpuset", "io", "memory", "pids"})  # each enabled one costs every cgroup something
 _FREEZE_TIMEOUT_S = 10.0
 _KILL_TIMEOUT_S = 10.0
 _REMOVE_TIMEOUT_S = 5.0
@@ -481,8 +482,8 @@ def _pass_on(layout: cgroupfs.Layout, directory: str) -> None:
     """Version 2: let children of ``directory`` have the controllers it has."""
     if layout.version != 2:
         return
-    missing = cgroupfs.offered_controllers(directory) - set(cgroupfs.read(directory, "cgroup.subtree_control").split())
-    for controller in sorted(missing):
+    enabled = set(cgroupfs.read(directory, "cgroup.subtree_control").split())
+    for controller in sorted((cgroupfs.offered_controllers(directory) & _V2_CONTROLLERS) - enabled):
         try:
             cgroupfs.write(directory, "cgroup.subtree_control", f"+{controller}")
         except OSError as error:
