@@ -85,6 +85,12 @@ class Engine:
 
         return self.inside(get)
 
+    def forget_images(self) -> None:
+        """Remove all images, so that everything has to be pulled anew."""
+        for image in self.api.get("/images/json", all="1").ok():
+            self.api.delete(f"/images/{image['Id']}", force="1")
+        self.api.post("/images/prune", filters={"dangling": ["true"]}).ok()
+
     def clear(self) -> None:
         """Remove all containers, and the volumes that nobody uses."""
         for container in self.api.get("/containers/json", all="1").ok():
@@ -230,10 +236,8 @@ class OwnEngine(Engine):
     def _cgroups(self) -> list[Path]:
         """The engine's cgroups, innermost first."""
         found: list[Path] = []
-        for root in {
-            line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup" in line
-        }:
-            found += [Path(folder) for folder, _, _ in os.walk(Path(root, self.name), topdown=False)]
+        for root in [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*/")]:
+            found += [Path(folder) for folder, _, _ in os.walk(root / self.name, topdown=False)]
         return found
 
     def _remove_cgroups(self) -> None:

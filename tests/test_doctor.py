@@ -46,7 +46,8 @@ def test_what_it_tries_leaves_no_trace(tmp_path: Path) -> None:
 
 @pytest.mark.root
 def test_without_privileges_it_says_so() -> None:
-    program = "import locale, os, sys; from compatd.doctor import main; os.setgroups([]); os.setuid(65534); sys.exit(main([]))"
+    drop = "os.setgroups([]); os.setuid(65534)"
+    program = f"import locale, os, sys; from compatd.doctor import main; {drop}; sys.exit(main([]))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert "missing  privileges: not root\n           → run it with sudo, or as root\n" in done.stdout

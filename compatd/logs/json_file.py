@@ -34,7 +34,8 @@ _OPEN_ATTEMPTS = 50
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which messages: the last ``tail`` of the log (``None``: all), and of those the ones in the span of time.
+    """Which messages: the last ``tail`` of the log (``None``: all), and of those the ones in the span of time, whose
+    ends are nanoseconds since the epoch; 0 or ``None`` leaves one open, as 0 does in the API.
 
     Both streams count for ``tail``, whichever are shown (moby daemon/logger/loggerutils/logfile.go).
     """
@@ -90,12 +91,12 @@ async def stream(
 
 
 def _is_past(until_ns: int | None) -> bool:
-    return until_ns is not None and time.time_ns() > until_ns
+    return until_ns is not None and 0 < until_ns < time.time_ns()
 
 
 async def _wait(wake: asyncio.Event, until_ns: int | None) -> None:
     """Wait for a change, or for the moment after which no message can be wanted."""
-    delay_s = None if until_ns is None else max(0.0, (until_ns - time.time_ns()) / 1e9) + 0.001
+    delay_s = max(0.0, (until_ns - time.time_ns()) / 1e9) + 0.001 if until_ns else None
     try:
         async with asyncio.timeout(delay_s):
             await wake.wait()
@@ -201,8 +202,8 @@ class _Log:
         self._path = path
         self._directory, self._name = os.path.split(path)
         self._suffix = re.compile(re.escape(self._name) + r"(?:\.([1-9][0-9]{0,5})(\.gz)?)?", re.ASCII)
-        self._since = None if selection.since_ns is None else format_time(selection.since_ns)
-        self._until = None if selection.until_ns is None else format_time(selection.until_ns)
+        self._since = format_time(selection.since_ns) if selection.since_ns else None
+        self._until = format_time(selection.until_ns) if selection.until_ns else None
         self._tail = selection.tail
         self._parts: list[_Part] = []
         self._newest_time = b""

@@ -218,9 +218,7 @@ def lying_registry(engine: Engine) -> Iterator[str]:
 )
 def test_a_registry_that_lies(engine: Engine, cli: Cli, lie: str, error: str) -> None:
     have(lambda: images.image("busybox:latest"))
-    # A layer that is there already is not asked for.
-    for one in engine.api.get("/images/json", all="1").ok():
-        engine.api.delete(f"/images/{one['Id']}", force="1")
+    engine.forget_images()  # a layer that is there already is not asked for
     before = state(engine)
     with lying_registry(engine) as address:
         done = cli.call("pull", f"{address}/{lie}")
@@ -232,8 +230,7 @@ def test_a_registry_that_lies(engine: Engine, cli: Cli, lie: str, error: str) ->
 
 def test_a_registry_that_hangs(engine: Engine, cli: Cli) -> None:
     have(lambda: images.image("busybox:latest"))
-    for one in engine.api.get("/images/json", all="1").ok():
-        engine.api.delete(f"/images/{one['Id']}", force="1")
+    engine.forget_images()
     before = state(engine)
     with lying_registry(engine) as address:
         pull = cli.start("pull", f"{address}/hang")
@@ -444,6 +441,17 @@ def test_a_build_context_that_stays_inside(engine: Engine, cli: Cli, busybox: st
     listing = cli("run", "--rm", "hostile", "find", "/context")
     assert ("evil" in listing) == (case != "device")
     engine.api.delete("/images/hostile", force="1").ok()
+
+
+@pytest.mark.parametrize("case", tars.CONTAINED_OR_REFUSED)
+def test_a_build_context_with_a_way_out(engine: Engine, cli: Cli, busybox: str, case: str) -> None:
+    before = outside()
+    context = pack(Entry("Dockerfile", tars.DOCKERFILE.encode()), *tars.CONTAINED_OR_REFUSED[case])
+    reply = engine.api.call("POST", "/build", context, headers=TAR, t="hostile", nocache="1")
+    assert outside() == before
+    if reply.status == 200:
+        assert "evil" in cli("run", "--rm", "hostile", "find", "/context")
+        engine.api.delete("/images/hostile", force="1").ok()
 
 
 @pytest.mark.parametrize("case", tars.ESCAPING)

@@ -80,16 +80,9 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def remove_images(cli: Cli, *names: str) -> None:
-    for name in names:
-        cli.call("image", "rm", "-f", name)
-
-
 def test_hello_world(engine: Engine, cli: Cli, folder: Path) -> None:
     have(lambda: engine.provide("ubuntu:16.04"))
-    remove_images(cli, "helloworld:latest", "ubuntu:16.04")
-    engine.api.post("/images/prune", filters={"dangling": ["true"]}).ok()
-
+    engine.forget_images()
     built = cli("image", "build", "-t", "helloworld:latest", ".", cwd=folder)
     assert by_reference(built) == FIRST_BUILD
     ran = cli.call("container", "run", "helloworld:latest")
@@ -122,7 +115,7 @@ def test_quiet_build_prints_the_id_alone(engine: Engine, cli: Cli, folder: Path)
 
 def test_pull_prints_what_docker_prints(engine: Engine, cli: Cli) -> None:
     have(lambda: engine.provide("busybox:latest"))
-    remove_images(cli, "busybox:latest")
+    engine.forget_images()
     expected = """\
 latest: Pulling from library/busybox
 <1>: Pulling fs layer
@@ -143,7 +136,7 @@ Status: Image is up to date for busybox:latest
 docker.io/library/busybox:latest
 """
     )
-    remove_images(cli, "busybox:latest")
+    engine.forget_images()
     ran = cli.call("run", "--rm", "busybox", "echo", "hi")
     assert (ran.code, ran.out) == (0, "hi\n")
     assert by_reference(ran.err) == "Unable to find image 'busybox:latest' locally\n" + expected.replace(
