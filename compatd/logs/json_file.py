@@ -122,7 +122,8 @@ class _Part:
         self.compressed = compressed
         self._raw = os.fdopen(fd, "rb", buffering=0)
         self._file: gzip.GzipFile | FileIO = gzip.GzipFile(fileobj=self._raw) if compressed else self._raw
-        self._rest = b""
+        self._rest = b""  # of a line
+        self._ready = b""  # whole lines that were read ahead
 
     def close(self) -> None:
         self._file.close()
@@ -130,6 +131,9 @@ class _Part:
 
     def read(self) -> bytes:
         """The next whole lines; empty when there are none for now."""
+        if self._ready:
+            lines, self._ready = self._ready, b""
+            return lines
         while data := self._read():
             data = self._rest + data
             end = data.rfind(b"\n") + 1
@@ -186,7 +190,7 @@ class _Part:
         while skip > 0 and (lines := self.read()):
             here = lines.count(b"\n")
             if here > skip:
-                self._rest = b"\n".join(lines.split(b"\n", skip)[skip:]) + self._rest
+                self._ready = lines.split(b"\n", skip)[skip]
                 break
             skip -= here
         return min(total, count)
