@@ -86,12 +86,14 @@ def become_init(document: bytes, fds: list[int], ends: Ends, report: Report) -> 
         if "net" in new:
             _loopback_up()
         report.done("namespaces")
-        sources = rootfs.Sources(launch["mounts"])
-        rootfs.isolate()
-        root = rootfs.attach(rootfs.assemble(overlay), launch["state_dir"])
+        assembled = rootfs.assemble(overlay)
         report.done("overlay")
+        # The plan binds the container's cgroup directories, so they have to be there before its sources are taken.
         if report.sock.recv(16) != b"cgroups":
             os._exit(1)
+        sources = rootfs.Sources(launch["mounts"])
+        rootfs.isolate()
+        root = rootfs.attach(assembled, launch["state_dir"])
         cgroup.join(launch["cgroup_joins"], born_in=report.born_in)
         if launch["namespaces"]["cgroup"]["mode"] == "new":
             # Only now: the cgroup that a process is in when it unshares becomes the root of what it sees.
