@@ -45,7 +45,6 @@ class Sources:
                     self._fds[index] = _clone(syscalls.AT_FDCWD, source, recursive=_recursive(op))
                 except OSError as error:
                     raise _mount_failure(op, f"open_tree src={source}: {words(error)}") from error
-        self.null = _clone(syscalls.AT_FDCWD, "/dev/null", recursive=False)
 
     def take(self, index: int) -> int:
         return self._fds.pop(index)
@@ -184,6 +183,8 @@ class Plan:
         try:
             target = self.target(path, directory=directory)
             try:
+                if not directory and stat.S_ISDIR(os.fstat(target).st_mode):
+                    raise NotADirectoryError(errno.ENOTDIR, "")  # EINVAL is move_mount(2)'s word for it
                 syscalls.move_mount(
                     mount, "", target, "", syscalls.MOVE_MOUNT_F_EMPTY_PATH | syscalls.MOVE_MOUNT_T_EMPTY_PATH
                 )
@@ -259,7 +260,7 @@ class Plan:
         directory = stat.S_ISDIR(os.fstat(target).st_mode)
         os.close(target)
         if not directory:
-            self.cover(_clone(self._sources.null, "", recursive=False), op["target"], directory=False)
+            self.cover(self._null(op), op["target"], directory=False)
             return
         if self._hidden is None:
             empty = _empty_directory()
@@ -267,6 +268,17 @@ class Plan:
             self._hidden = empty  # attached now, so it can be copied: one superblock hides all
         else:
             self.cover(_clone(self._hidden, "", recursive=False), op["target"], directory=True)
+
+    def _null(self, op: MountOp) -> int:
+        """A copy of the container's own /dev/null: who changes its mode must not change the host's. The caller's."""
+        null = self._root.open("/dev/null", os.O_PATH)
+        try:
+            found = os.fstat(null)
+            if not stat.S_ISCHR(found.st_mode) or found.st_rdev != DEV_NULL:
+                raise _mount_failure(op, "the container's /dev/null is no null device")
+            return _clone(null, "", recursive=False)
+        finally:
+            os.close(null)
 
     def _readonly(self, op: MountOp, _: int) -> None:
         try:
