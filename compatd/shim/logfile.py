@@ -73,7 +73,7 @@ class Lines:
         if cut:
             lines = data[:cut]
             # A line too long leaves a step without a newline, wherever it starts.
-            if all(lines.find(b"\n", at, at + _STEP) >= 0 for at in range(0, cut - LINE_BYTES + 1, _STEP)):
+            if all(lines.find(b"\n", at, at + _STEP) >= 0 for at in range(0, cut - _STEP, _STEP)):
                 yield lines
             else:
                 for line in lines.splitlines(keepends=True) if b"\r" not in lines else _split(lines):
@@ -103,7 +103,7 @@ class Encoder:
     """Records of one stream."""
 
     def __init__(self, stream: str, attrs: Mapping[str, str]) -> None:
-        extra = b',"attrs":' + escape(_json(attrs)) if attrs else b""
+        extra = b',"attrs":' + _json(attrs) if attrs else b""
         self._tail = b'","stream":"%s"%s,"time":"' % (stream.encode(), extra)
 
     def encode(self, piece: bytes, now_ns: int) -> bytes:
@@ -117,7 +117,11 @@ class Encoder:
 
 
 def _json(attrs: Mapping[str, str]) -> bytes:
-    return json.dumps(dict(sorted(attrs.items())), separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
+    """As Go's encoder: sorted, and safe inside HTML."""
+    text = json.dumps(dict(sorted(attrs.items())), separators=(",", ":"), ensure_ascii=False)
+    for character in "<>&\u2028\u2029":  # they can only stand inside of strings
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text.encode(errors="replace")
 
 
 class LogFile:
