@@ -6,7 +6,7 @@ Both directions are bounded: neither side gets more than a few pieces ahead of t
 import asyncio
 import queue
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from compatd import tasks
 from compatd.errors import Cancelled
@@ -73,9 +73,14 @@ async def consume(body: AsyncIterable[bytes], function: Callable[[Feed], T], wor
     """
     feed = Feed(asyncio.get_running_loop())
 
-    def read() -> T:
+    failure: list[BaseException] = []
+
+    def read() -> T | None:
         try:
             return function(feed)
+        except BaseException as error:  # handed to the caller below
+            failure.append(error)
+            return None
         finally:
             feed.stop()
 
@@ -85,11 +90,14 @@ async def consume(body: AsyncIterable[bytes], function: Callable[[Feed], T], wor
             if not await feed.put(piece):
                 break
         feed.finish()
-        return await asyncio.shield(work)
+        result = await asyncio.shield(work)
     except BaseException:
         feed.finish(Cancelled("the request was given up"))
         await asyncio.wait({work})
         raise
+    if failure:
+        raise failure[0]
+    return cast(T, result)
 
 
 async def produce(start: Callable[[], Iterator[bytes]], workers: Workers) -> AsyncIterator[bytes]:

@@ -19,9 +19,13 @@ async def stream(work: Callable[[Callable[[T], None]], Awaitable[object]], *, na
     """
     reported: asyncio.Queue[object] = asyncio.Queue()
 
+    failure: list[Exception] = []
+
     async def run() -> None:
         try:
             await work(reported.put_nowait)
+        except Exception as error:  # the consumer's to handle, after what had been reported
+            failure.append(error)
         finally:
             reported.put_nowait(_END)
 
@@ -29,7 +33,8 @@ async def stream(work: Callable[[Callable[[T], None]], Awaitable[object]], *, na
     try:
         while (item := await reported.get()) is not _END:
             yield item  # type: ignore[misc]  # what the queue holds besides the end is T
-        await task
+        if failure:
+            raise failure[0]
     finally:
         if not task.done():
             task.cancel()

@@ -115,6 +115,7 @@ class Transfers:
                 platform=platform,
                 progress=lambda item: report(_pull_progress(item)),
                 hold=lambda names: [hold(name) for name in names],
+                known=lambda image_id: self._images.find(image_id) is not None,
             )
             raw = await self._workers.run(self._content.read, pulled.image, 16 << 20)
             named = [reference.trimmed().with_digest(pulled.digest)]

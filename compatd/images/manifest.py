@@ -261,7 +261,9 @@ def _document(data: bytes, what: str) -> dict[str, Any]:
     try:
         document = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SystemFailure(f"invalid {what}: {error}") from error
+        # Go's words for a document that ends too early, which is what a broken-off transfer looks like.
+        words = "unexpected end of JSON input" if "truncated" in str(error) else str(error)
+        raise SystemFailure(f"invalid {what}: {words}") from error
     if not isinstance(document, dict):
         raise SystemFailure(f"invalid {what}: expected an object")
     return cast("dict[str, Any]", document)

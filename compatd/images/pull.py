@@ -179,17 +179,19 @@ class Puller:
         progress: Report,
         platform: Platform | None = None,
         hold: Hold = lambda _: None,
+        known: Callable[[Digest], bool] = lambda _: False,
     ) -> Pulled:
         """Get the image that ``reference`` (with a tag or a digest) names, for ``platform`` or this machine.
 
         ``progress`` is called on the event loop, first when the registry has answered; what fails before or after
         that raises the same EngineErrors. ``hold`` is told the digests and diff ids which have to be kept, before
         they are relied on. Everything survives a power failure when this returns. ``digest_line`` and ``status_line``
-        are the caller's to send, for only it knows what the name meant before.
+        are the caller's to send, for only it knows what the name meant before. Of an image ``known`` by its id, the
+        layers are not looked at again.
         """
 
         async def attempt(repository: Repository) -> Pulled:
-            return await self._pull_from(repository, reference, platform or host_platform(), progress, hold)
+            return await self._pull_from(repository, reference, platform or host_platform(), progress, hold, known)
 
         return await self._at_endpoints(reference, credentials, attempt)
 
@@ -212,7 +214,13 @@ class Puller:
         raise pull_error(fault, reference)
 
     async def _pull_from(
-        self, repository: Repository, reference: Reference, platform: Platform, progress: Report, hold: Hold
+        self,
+        repository: Repository,
+        reference: Reference,
+        platform: Platform,
+        progress: Report,
+        hold: Hold,
+        known: Callable[[Digest], bool],
     ) -> Pulled:
         top, found = await self._resolve(repository, reference, hold)
         progress(Progress(status=f"Pulling from {reference.path}", id=reference.digest or reference.tag or DEFAULT_TAG))
@@ -235,8 +243,9 @@ class Puller:
                 "operating system is not supported"
             )
         hold(diff_ids)
-        await self._get_layers(repository, layers, diff_ids, progress)
-        await self._workers.run(self._layers.settle, diff_ids)
+        if not known(found.config.digest):
+            await self._get_layers(repository, layers, diff_ids, progress)
+            await self._workers.run(self._layers.settle, diff_ids)
         return Pulled(
             reference=reference,
             digest=top,
