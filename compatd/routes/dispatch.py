@@ -17,6 +17,7 @@ from compatd.errors import EngineError
 from compatd.routes import build, containers, distribution, events, exec, images, networks, system, volumes
 from compatd.routes.backends import Backends
 from compatd.routes.call import BrokenOff, Call, Handler, status_of
+from compatd.routes.protocol import Protocol
 from compatd.wire import json, versions
 from compatd.wire.operations import OPERATIONS, Operation
 
@@ -104,6 +105,12 @@ class Dispatcher:
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer ``request``: never raises but when there is nobody left to answer."""
+        response = await self._dispatch(request)
+        if isinstance(request.protocol, Protocol):
+            request.protocol.give_back()
+        return response
+
+    async def _dispatch(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.method == "OPTIONS":
             return web.Response(headers=self._base)
         path = unquote(request.rel_url.raw_path, errors="surrogateescape")

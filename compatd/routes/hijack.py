@@ -21,6 +21,7 @@ from aiohttp.abc import AbstractStreamWriter
 
 from compatd import tasks
 from compatd.routes.call import Call
+from compatd.routes.protocol import Protocol
 from compatd.wire.streams import ClientSocket
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class Taken(web.StreamResponse):
 
 
 class _Tail:
-    """Stands in for the parser of the server's protocol: gets what was read beyond the request, and what follows."""
+    """Stands in for the parser of the server's protocol: gets what follows on the connection."""
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -102,15 +103,19 @@ async def take_over(call: Call, head: bytes, take: Take) -> web.StreamResponse:
     if transport is None:
         raise ConnectionResetError("the client has gone")
     tail = _Tail()
+    if isinstance(request.protocol, Protocol):
+        tail.data += request.protocol.take_beyond()
     request.protocol.set_parser(tail)  # type: ignore[arg-type]  # only feed_data and feed_eof are called
     transport.pause_reading()
-    # With a high-water mark of zero, drain waits until the kernel has it all.
-    transport.set_write_buffer_limits(high=0)
+    tls = transport.get_extra_info("ssl_object") is not None
+    if not tls:
+        # With a high-water mark of zero, drain waits until the kernel has it all.
+        transport.set_write_buffer_limits(high=0)
     transport.write(head)
     await request.writer.drain()
     if transport.is_closing():
         raise ConnectionResetError("the client has gone")
-    if transport.get_extra_info("ssl_object") is not None:
+    if tls:
         await _relay(transport, request.writer, tail, take, call.operation.id)
         return Taken()
     fd = os.dup(transport.get_extra_info("socket").fileno())

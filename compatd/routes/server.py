@@ -11,6 +11,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from compatd.routes.backends import Backends
 from compatd.routes.dispatch import Dispatcher
+from compatd.routes.protocol import Protocol
 
 log = logging.getLogger(__name__)
 
@@ -50,18 +51,20 @@ class Server:
 async def serve(backends: Backends, sockets: Sequence[tuple[socket, ssl.SSLContext | None]]) -> Server:
     """Answer the Engine API on listening ``sockets``, each with or without TLS, until ``Server.close``."""
     loop = asyncio.get_running_loop()
-    web_server = web.Server(
-        Dispatcher(backends),
-        access_log=None,
-        logger=log,
-        handler_cancellation=True,
-        keepalive_timeout=IDLE_S,
-        lingering_time=LINGER_S,
-        max_line_size=HEAD_LIMIT_BYTES,
-        max_field_size=HEAD_LIMIT_BYTES,
-        read_bufsize=READ_BUFFER_BYTES,
-    )
-    servers = [
-        await loop.create_server(web_server, sock=sock, ssl=context, backlog=BACKLOG) for sock, context in sockets
-    ]
+    web_server = web.Server(Dispatcher(backends), handler_cancellation=True)
+
+    def connect() -> Protocol:
+        return Protocol(
+            web_server,
+            loop=loop,
+            access_log=None,
+            logger=log,
+            keepalive_timeout=IDLE_S,
+            lingering_time=LINGER_S,
+            max_line_size=HEAD_LIMIT_BYTES,
+            max_field_size=HEAD_LIMIT_BYTES,
+            read_bufsize=READ_BUFFER_BYTES,
+        )
+
+    servers = [await loop.create_server(connect, sock=sock, ssl=context, backlog=BACKLOG) for sock, context in sockets]
     return Server(web_server, servers)

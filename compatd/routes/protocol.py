@@ -1,0 +1,73 @@
+"""The HTTP protocol of one connection: aiohttp's, but for what comes after a request that asks for an upgrade.
+
+aiohttp's compiled parser knows no upgrade but to websockets: it drops what follows any other such request in the same
+packet, and takes what comes later for the next request. A client that types ahead would lose its input. So the bytes
+beyond such a request are kept from the parser until the handler has decided.
+"""
+
+import re
+
+from aiohttp import web
+
+_UPGRADE = re.compile(rb"\r\nupgrade:[ \t]*(tcp|h2c)[ \t]*\r\n", re.IGNORECASE)
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})[ \t]*\r\n", re.IGNORECASE)
+_CHUNKED = re.compile(rb"\r\ntransfer-encoding:", re.IGNORECASE)
+# A client that sends more than this before it is answered waits.
+_AHEAD_BYTES = 64 * 1024
+
+
+class Protocol(web.RequestHandler):
+    """One connection. ``beyond`` is what came after the request that asked for an upgrade, ``None`` if none did."""
+
+    __slots__ = ("_awaited_bytes", "_transport", "beyond")
+
+    beyond: bytearray | None
+    _awaited_bytes: int
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self.beyond = None
+        self._awaited_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the transport."""
+        if self.beyond is None:
+            end = _end_of_upgrade(data)
+            if end is None:
+                super().data_received(data)
+                return
+            self.beyond = bytearray()
+            self._awaited_bytes = end
+        request, rest = data[: self._awaited_bytes], data[self._awaited_bytes :]
+        self._awaited_bytes -= len(request)
+        self.beyond += rest
+        if len(self.beyond) > _AHEAD_BYTES and self.transport is not None:
+            self.transport.pause_reading()
+        if request:
+            super().data_received(request)
+
+    def take_beyond(self) -> bytes:
+        """What came after the request; from now on the connection is read as usual."""
+        kept, self.beyond = self.beyond, None
+        return bytes(kept or b"")
+
+    def give_back(self) -> None:
+        """No upgrade happened: what came after the request is the next one."""
+        if self.beyond is None:
+            return
+        paused = len(self.beyond) > _AHEAD_BYTES
+        if kept := self.take_beyond():
+            super().data_received(kept)
+        if paused and self.transport is not None:
+            self.transport.resume_reading()
+
+
+def _end_of_upgrade(data: bytes) -> int | None:
+    """How long the request is that ``data`` begins with, if it asks for an upgrade and comes in one packet."""
+    if not data.startswith(b"POST ") or (end := data.find(b"\r\n\r\n")) < 0:
+        return None
+    head = data[: end + 2]
+    if not _UPGRADE.search(head) or _CHUNKED.search(head):
+        return None
+    length = _LENGTH.search(head)
+    return end + 4 + (int(length[1]) if length else 0)
