@@ -7,6 +7,8 @@ The tree that is shown is the container's root with its binds and volumes, put t
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from typing import TypeVar
 
+import msgspec
+
 from compatd.core import bodies
 from compatd.core.container import Container
 from compatd.core.containers import Containers
@@ -18,7 +20,7 @@ from compatd.images import filesystem
 from compatd.images.tar import BadArchive
 from compatd.linux.assembly import Assembly
 from compatd.tasks import Workers
-from compatd.wire.types.containers import PathStat
+from compatd.wire.types.containers import FilesystemChange, PathStat
 
 T = TypeVar("T")
 
@@ -90,6 +92,24 @@ class Archives:
         except BadArchive as error:
             raise SystemFailure(str(error)) from error  # Docker blames itself for what is wrong with an archive
         self._supervisor.publish(container.record, "extract-to-dir")
+
+    async def changes(self, reference: str) -> list[FilesystemChange]:
+        """What a container has changed in its image: ``docker diff``."""
+        container = self._containers.get(reference)
+        found = await self._workers.run(self._preparation.changes, container.record)
+        return [FilesystemChange(path=change.path, kind=int(change.kind)) for change in found]
+
+    def export(self, reference: str) -> AsyncIterator[bytes]:
+        """The whole root as a tar, volumes left out: ``docker export``."""
+        container = self._containers.get(reference)
+        pid = container.record.pid if container.alive else 0
+
+        def start() -> Iterator[bytes]:
+            tree = self._preparation.assemble(msgspec.structs.replace(container.record, mounts=()), pid)
+            return _closing(tree, filesystem.export(tree.root))
+
+        self._supervisor.publish(container.record, "export")
+        return bodies.produce(start, self._workers)
 
     def _assemble(self, container: Container) -> Assembly:
         pid = container.record.pid if container.alive else 0

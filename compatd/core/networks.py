@@ -28,7 +28,7 @@ from compatd.network.driver import BridgeDriver, ConnectRequest, Endpoint, defau
 from compatd.network.driver import Network as BridgeNetwork
 from compatd.network.ports import PortRequest
 from compatd.tasks import Workers
-from compatd.wire.types.containers import HostConfig
+from compatd.wire.types.containers import HostConfig, NetworkStats
 from compatd.wire.types.networks import (
     IPAM,
     EndpointSettings,
@@ -303,6 +303,16 @@ class Networks:
         """``disconnect_later`` for a container that no one has been told of."""
         for endpoint in record.endpoints.values():
             tasks.detach(self.disconnect(endpoint), name=f"disconnect {record.id[:12]}")
+
+    def counters(self, record: ContainerRecord) -> dict[str, NetworkStats]:
+        """What a running container has sent and received, by interface. Blocks."""
+        found: dict[str, NetworkStats] = {}
+        for endpoint in record.endpoints.values():
+            if (counted := self._driver.counters(endpoint)) is not None:
+                found[endpoint.interface] = NetworkStats(
+                    **{name: getattr(counted, name) for name in NetworkStats.__struct_fields__}
+                )
+        return found
 
     async def disconnect(self, endpoint: Endpoint) -> None:
         """Give back one endpoint."""

@@ -26,6 +26,7 @@ from compatd.core.networks import Networks
 from compatd.core.translation import container_spec, environment
 from compatd.core.volumes import Volumes
 from compatd.errors import InvalidParameter, SystemFailure
+from compatd.images import diff
 from compatd.images.content import DiffId
 from compatd.images.layers import LayerStore
 from compatd.linux.assembly import Assembly, clone_root
@@ -34,7 +35,7 @@ from compatd.linux.rootdir import Rootdir
 from compatd.network import files
 from compatd.network.driver import Endpoint
 from compatd.network.files import DnsConfig, resolve_extra_hosts
-from compatd.runtime import cgroups, processes
+from compatd.runtime import cgroups, processes, stats
 from compatd.runtime.host import Host
 from compatd.runtime.spec import build_exec, build_launch
 from compatd.shim import users
@@ -271,6 +272,15 @@ class Preparation:
         finally:
             os.close(root_fd)
 
+    def changes(self, record: ContainerRecord) -> list[diff.Change]:
+        """What the writable layer changes in the image. Blocks."""
+        upper = self.paths(record.id).upper
+        if not os.path.isdir(upper):
+            return []
+        lower = Rootdir(self._layers.mount([DiffId(layer) for layer in record.layers]))
+        with Rootdir.of(upper) as own, lower:
+            return diff.changes(own, lower)
+
     def owner_of(self, record: ContainerRecord) -> tuple[int, int]:
         """(uid, gid) of the user a container runs as, for copies that are to belong to it."""
         with self.assemble(record, record.pid) as tree:
@@ -323,6 +333,10 @@ class Preparation:
     async def kill_all(self, record: ContainerRecord) -> None:
         """SIGKILL everything in a container's cgroup, whoever its parent is."""
         await self._workers.run(cgroups.kill_all, self._cgroup(record))
+
+    def stats(self, record: ContainerRecord) -> stats.Stats:
+        """What a running container uses. Blocks."""
+        return stats.read(self._cgroup(record), self._host)
 
     def top(self, record: ContainerRecord, ps_args: str) -> TopResponse:
         """The processes of a container in the columns of ``ps``."""
