@@ -28,6 +28,12 @@ class FdSet:
         self._fds[index] = -1
         return fd
 
+    def pop(self) -> int:
+        """Take the last descriptor, and its place; the caller owns it from here. ``IndexError``: there is none."""
+        if not self._fds or self._fds[-1] < 0:
+            raise IndexError("no descriptor")
+        return self._fds.pop()
+
     def close(self) -> None:
         """Close what was not taken."""
         for fd in self._fds:

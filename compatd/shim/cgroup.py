@@ -39,21 +39,19 @@ def birthplace(joins: list[str], directories: list[str]) -> tuple[str, int] | No
 
 
 def create(plan: Cgroup) -> None:
-    """Make the directories and write their values. ``Failed`` with runc's kind of text."""
+    """Make the directories and write their values. ``Failed`` in runc's words."""
     for directory in plan["directories"]:
         _make(directory)
     for file, value in plan["writes"]:
         try:
             write(file, value)
         except OSError as error:
-            raise Failed(
-                f"error setting cgroup config for procHooks process: {_refused(file, value, error)}"
-            ) from error
+            raise _unset(_refused(file, value, error)) from error
     if "device_program" in plan and "device_cgroup" in plan:
         try:
             _attach(base64.b64decode(plan["device_program"]), plan["device_cgroup"])
         except OSError as error:
-            raise Failed(f"error setting cgroup config for procHooks process: {words(error)}") from error
+            raise _unset(words(error)) from error
 
 
 def _make(directory: str) -> None:
@@ -62,7 +60,15 @@ def _make(directory: str) -> None:
     except FileExistsError:
         pass
     except OSError as error:
-        raise Failed(f"unable to apply cgroup configuration: mkdir {directory}: {words(error)}") from error
+        raise _unapplied(f"mkdir {directory}: {words(error)}") from error
+
+
+def _unset(why: str) -> Failed:
+    return Failed(f"error setting cgroup config for procHooks process: {why}", "parent")
+
+
+def _unapplied(why: str) -> Failed:
+    return Failed(f"unable to apply cgroup configuration: {why}", "parent")
 
 
 def _refused(file: str, value: str, error: OSError) -> str:
@@ -87,7 +93,7 @@ def join(files: list[str], *, born_in: str | None) -> None:
             except FileNotFoundError:
                 write(file, "0")
         except OSError as error:
-            raise Failed(f"unable to apply cgroup configuration: {_refused(file, '0', error)}") from error
+            raise _unapplied(_refused(file, "0", error)) from error
 
 
 def write(file: str, value: str) -> None:

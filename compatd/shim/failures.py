@@ -11,8 +11,8 @@ MIN_ID, MAX_ID = 0, (1 << 31) - 1
 _OF_RUNC = "unable to start container process: "
 _CREATE = (
     "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: "
-    f"{_OF_RUNC}error during container init: "
 )
+_IN_CONTAINER = "error during container init: "
 _EXEC = "OCI runtime exec failed: exec failed: "
 _MISMATCH = (
     ": Are you trying to mount a directory onto a file (or vice-versa)? "
@@ -23,8 +23,8 @@ _MISMATCH = (
 class Failed(Exception):
     """The process cannot be started; ``str()`` is the innermost cause.
 
-    ``stage``: ``engine`` for what dockerd itself finds out, whose text stands alone; ``runtime`` for what runc
-    refuses before it sets out; ``process`` for everything after that.
+    ``stage`` is who would notice under Docker: ``engine`` is dockerd, whose text stands alone; ``runtime`` is runc
+    before it sets out; ``parent`` is runc outside of the container, ``process`` is runc inside.
     """
 
     def __init__(self, text: str, stage: str = "process") -> None:
@@ -54,8 +54,9 @@ def told(failure: Failed, *, of_exec: bool) -> tuple[str, int]:
     text = str(failure)
     if failure.stage == "engine":
         return text, 128
-    before = _EXEC + (_OF_RUNC if failure.stage == "process" else "")
-    text = (before if of_exec else _CREATE) + text
+    if failure.stage == "process" and not of_exec:
+        text = _IN_CONTAINER + text
+    text = (_EXEC if of_exec else _CREATE) + (_OF_RUNC if failure.stage != "runtime" else "") + text
     lowered = text.lower()
     if os.strerror(errno.ENOTDIR).lower() in lowered:
         return text + _MISMATCH, 127

@@ -28,7 +28,7 @@ from compatd.shim.spec import Process
 EXEC_FAILED = 255  # runc's exit code when execve(2) itself fails; the container has been started by then
 
 # What spawner and shim ignore.
-_IGNORED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
+_IGNORED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 _ENDLESS = (1 << 64) - 1
 
 

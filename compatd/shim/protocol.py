@@ -151,7 +151,7 @@ def unwrap(data: bytes, fds: FdSet) -> bytes:
     """A datagram's document; one that travels in a memfd is read, and the memfd taken from ``fds``."""
     if data != _IN_MEMORY:
         return data
-    memory = fds.steal(len(fds) - 1)
+    memory = fds.pop()
     try:
         size = os.fstat(memory).st_size
         if size > MAX_BYTES:

@@ -14,6 +14,7 @@ If the shim is killed, so is its init (PR_SET_PDEATHSIG), and with the init ever
 """
 
 import base64
+import collections
 import contextlib
 import json
 import os
@@ -28,7 +29,7 @@ from compatd.linux.fds import FdSet
 from compatd.shim import cgroup, container, protocol, title
 from compatd.shim.failures import Failed, describe, told
 from compatd.shim.logfile import LogFile
-from compatd.shim.loop import HUP, IN, Loop
+from compatd.shim.loop import HUP, IN, OUT, Handler, Loop
 from compatd.shim.protocol import Message, ShimShare
 from compatd.shim.spec import Attach, Exec, Exit, Wait
 from compatd.shim.stdio import Stdio
@@ -66,7 +67,6 @@ def _settle(id_: str) -> None:
     os.setsid()
     for ignored in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     for number in range(3):
         os.dup2(null, number, inheritable=False)
@@ -114,7 +114,8 @@ class Shim:
         self._launch = launch
         self._received_ns = received_ns
         self._loop = Loop()
-        self._engine: socket.socket | None = _seqpacket(fds.steal(len(fds) - 1))
+        self._engine: socket.socket | None = None
+        self._unsent: collections.deque[Message] = collections.deque()
         self._connections: set[socket.socket] = set()
         self._listener: socket.socket | None = None
         self._socket_identity = (0, 0)
@@ -154,8 +155,12 @@ class Shim:
     def _start(self, fds: FdSet, init_share: bytes) -> Child:
         """Fork the init first of all; what the shim needs for itself is done while that one sets out."""
         launch = self._launch
+        engine = _seqpacket(fds.pop())
+        engine.setblocking(False)
+        self._engine = engine
         self._tell({"type": "forked"})
-        descriptors = [fds.steal(index) for index in range(len(fds) - 1)]
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored by the spawner: our children would be reaped for us
+        descriptors = [fds.steal(index) for index in range(len(fds))]
         try:
             namespace = launch["namespaces"]["pid"]
             # Of the children to come, execs among them: so that each is one fork.
@@ -198,8 +203,7 @@ class Shim:
             self._add_wait(wait, socket.socket(fileno=os.dup(descriptors[wait["fd"]])))
         for fd in descriptors:
             os.close(fd)
-        if self._engine is not None:
-            self._connect(self._engine)
+        self._connect(engine)  # also one that has gone meanwhile: it may have left word that the start is given up
         child.take_streams(
             Stdio(
                 self._loop,
@@ -354,6 +358,7 @@ class Shim:
 
     def _fail(self, text: str, code: int) -> None:
         """The container did not start. Its clients' sockets are left as they are: the engine still has them."""
+        self._unlisten()
         self._tell({"type": "failed", "text": text, "exit_code": code})
         self._over = True
 
@@ -432,6 +437,7 @@ class Shim:
         except OSError:
             return
         self._engine = sock
+        self._unsent.clear()
         self._connect(sock)
         if self._init.started_ns:
             self._tell(self._describe())
@@ -439,7 +445,16 @@ class Shim:
     def _connect(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._connections.add(sock)
-        self._loop.watch(sock.fileno(), IN, lambda _: self._on_message(sock))
+        self._loop.watch(sock.fileno(), IN, self._reader_of(sock))
+
+    def _reader_of(self, sock: socket.socket) -> Handler:
+        def handle(events: int) -> None:
+            if events & OUT and sock is self._engine:
+                self._flush()
+            if events & ~OUT:
+                self._on_message(sock)
+
+        return handle
 
     def _disconnect(self, sock: socket.socket) -> None:
         self._connections.discard(sock)
@@ -447,21 +462,33 @@ class Shim:
         sock.close()
         if sock is self._engine:
             self._engine = None
+        if self._engine is None:
             for exec_id, child in list(self._execs.items()):
                 if child.exit is not None:
                     self._release_exec(exec_id)
             self._answer_waits()
 
     def _tell(self, message: Message) -> None:
-        """Send to the engine, if there is one. One that does not read is as good as gone: the next is told all."""
+        """Send to the engine, if there is one. What a busy one does not take yet is kept for it."""
         if self._engine is not None:
-            engine = self._engine
-            try:
-                protocol.send(engine, message)
-            except OSError:
-                self._engine = None
-                if engine in self._connections:
-                    self._loop.later(0, lambda: self._disconnect(engine) if engine in self._connections else None)
+            self._unsent.append(message)
+            if len(self._unsent) == 1:
+                self._flush()
+
+    def _flush(self) -> None:
+        engine = self._engine
+        assert engine is not None
+        try:
+            while self._unsent:
+                protocol.send(engine, self._unsent[0])
+                self._unsent.popleft()
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._engine = None  # the rest of its end follows when its socket is read
+            self._unsent.clear()
+        if engine in self._connections:
+            self._loop.watch(engine.fileno(), IN | OUT if self._unsent else IN, self._reader_of(engine))
 
     def _describe(self) -> Message:
         return {
