@@ -1,4 +1,7 @@
-"""The Engine API by hand: one request at a time over the engine's socket, for tests and for setting scenes."""
+"""The Engine API by hand: one request at a time over the engine's socket, for tests and for setting scenes.
+
+Every reply is held against the contract.
+"""
 
 import http.client
 import json
@@ -6,6 +9,9 @@ import socket
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 
+from tests.contract import Contract
+
+CONTRACT = Contract()  # remembers what this test process has asked
 VERSION = "v1.51"
 
 
@@ -58,12 +64,15 @@ class Api:
         content: bytes | None = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         kind = {} if isinstance(body, bytes) or body is None else {"Content-Type": "application/json"}
         connection = Connection(self.path, timeout_s)
+        target = self.target(path, **query)
         try:
-            connection.request(method, self.target(path, **query), content, {**kind, **(headers or {})})
+            connection.request(method, target, content, {**kind, **(headers or {})})
             response = connection.getresponse()
-            return Reply(response.status, response.headers, response.read())
+            reply = Reply(response.status, response.headers, response.read())
         finally:
             connection.close()
+        CONTRACT.check(method, target, reply.status, reply.headers["Content-Type"] or "", reply.body)
+        return reply
 
     def target(self, path: str, /, **query: Any) -> str:
         words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in query.items()}

@@ -1,29 +1,45 @@
 """Engines and clients as fixtures; what this machine cannot have is skipped with its reason, except in CI."""
 
+import json
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, urlsplit
 
 import docker
 import pytest
+import requests
 
-from tests.api import Api
+from compatd.routes.dispatch import Router
+from tests.api import CONTRACT, Api
 from tests.cli import Cli
 from tests.clients import Unavailable
 from tests.engine import Engine, OwnEngine
 
 T = TypeVar("T")
+ROUTER = Router()
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--matrix",
+        metavar="FILE",
+        help="append the operations that each passed test used (see compat-matrix/generate.py)",
+    )
     parser.addoption(
         "--engine",
         metavar="unix:///PATH",
         help="test this running engine (for example dockerd), which must be empty and is left so, instead of a compatd "
         "of our own; only parity tests run",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--matrix"):
+        OwnEngine.more_flags = ("--debug",)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -37,6 +53,41 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xfail(reason=f"not there yet: {later.args[0]}", strict=True))
         if not foreign and item.get_closest_marker("root") and os.geteuid() != 0 and not IN_CI:
             item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+@pytest.fixture(autouse=True)
+def _used_operations(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For the matrix: which operations this test has used, by whatever client."""
+    path: str | None = request.config.getoption("--matrix")
+    if not path:
+        yield
+        return
+    before = len(CONTRACT.seen)
+    logs = {engine: engine.log.stat().st_size for engine in OwnEngine.running}
+    yield
+    if getattr(request.node, "failed", False):
+        return
+    used = {(one.operation, parameter) for one in CONTRACT.seen[before:] for parameter in ("", *one.parameters)}
+    for engine in OwnEngine.running:
+        # What the CLI asks is told by the engine's own log.
+        with engine.log.open("rb") as log:
+            log.seek(logs.get(engine, 0))
+            for method, target in re.findall(rb"dispatch: ([A-Z]+) (?:/v1\.[0-9]+)?(/\S+)$", log.read(), re.M):
+                parts = urlsplit(target.decode())
+                if found := ROUTER.find(method.decode(), parts.path):
+                    used |= {
+                        (found[0].id, name) for name in ("", *dict(parse_qsl(parts.query, keep_blank_values=True)))
+                    }
+    with open(path, "a") as matrix:
+        matrix.write(json.dumps({"test": request.node.nodeid, "used": sorted(used)}) + "\n")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        item.failed = True  # type: ignore[attr-defined]  # for the fixture above
+    return report
 
 
 def have(function: Callable[[], T]) -> T:
@@ -109,8 +160,21 @@ def client(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[docker.D
     for name in ("DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"):
         monkeypatch.delenv(name, raising=False)
     client = docker.from_env()
+    client.api.hooks["response"].append(check_reply)
     yield client
     client.close()
+
+
+def check_reply(response: requests.Response, **settings: Any) -> None:
+    """Hold what docker-py receives against the contract; of streams the head only."""
+    request = response.request
+    assert request.method
+    assert request.url
+    content = b"" if settings.get("stream") or response.status_code == 101 else response.content
+    kind = response.headers.get("Content-Type", "") if content else ""
+    # It still sends parameters that the API has dropped.
+    target = re.sub(r"(?<=[?&])(trunc_cmd|force)=[^&]*&?", "", request.path_url) if request.method != "DELETE" else ""
+    CONTRACT.check(request.method, target or request.path_url, response.status_code, kind, content)
 
 
 @pytest.fixture

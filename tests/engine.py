@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from tests import clients, registry
 from tests.api import Api
@@ -101,6 +101,9 @@ class Engine:
 class OwnEngine(Engine):
     """A compatd daemon started here."""
 
+    running: ClassVar[list["OwnEngine"]] = []
+    more_flags: ClassVar[tuple[str, ...]] = ()
+
     def __init__(self, *flags: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ctd-", dir=_writable_folder()))
         self.name = f"compatd-test-{os.getpid()}-{secrets.token_hex(3)}"
@@ -113,6 +116,7 @@ class OwnEngine(Engine):
         self._flags = flags
         self._process: subprocess.Popen[bytes] | None = None
         self.connected = False
+        self.running.append(self)
 
     # ------------------------------------------------------------ life
 
@@ -131,6 +135,7 @@ class OwnEngine(Engine):
             ),
             *("--registry-mirror", f"http://127.0.0.1:{MIRROR_PORT}", "--insecure-registry", "127.0.0.0/8"),
             *self._flags,
+            *self.more_flags,
         ]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -173,6 +178,7 @@ class OwnEngine(Engine):
     def close(self) -> None:
         """End everything; ``AssertionError`` naming what was left behind and what the daemon's log complains of."""
         complaints: list[str] = []
+        self.running.remove(self)
         try:
             if self._process is not None:
                 complaints = self._end()
