@@ -25,9 +25,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from compatd import doctor, hostimage
+from compatd import __version__, doctor, hostimage
 from compatd.linux import syscalls
 from compatd.network import bridge, netns
+from compatd.runtime.host import probe_host
 
 _BASE = "ubuntu:16.04"
 _DOCKERFILE = f"""\
@@ -157,7 +158,7 @@ def _engine(*, apart: bool) -> Generator[_Engine, None, None]:
         try:
             _await(engine, process, folder / "log")
             version = engine.call("GET", "/version")
-            print(f"compatd {version['Version']} answers on {engine.host} (API {version['ApiVersion']})")
+            print(f"compatd {__version__} answers on {engine.host} (API {version['ApiVersion']})")
             yield engine
         finally:
             process.terminate()
@@ -168,6 +169,9 @@ def _engine(*, apart: bool) -> Generator[_Engine, None, None]:
                 process.wait()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        for root in probe_host().cgroup.mount_points:
+            with contextlib.suppress(OSError):
+                os.rmdir(f"{root}/{folder.name}")
 
 
 def _await(engine: _Engine, process: "subprocess.Popen[bytes]", log: Path) -> None:

@@ -1,6 +1,7 @@
 """compatd demo, as on a machine without a network: nothing is there but Python, a shell and the kernel."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,26 +32,23 @@ def demonstrate(folder: Path, path: str, *flags: str) -> str:
     finally:
         network.close()
     assert done.returncode == 0, done.stdout + done.stderr
+    assert os.listdir(folder) == []
+    parent = re.search(r"--cgroup-parent /(\S+)", done.stdout)
+    assert parent
+    assert not [root for root in Path("/sys/fs/cgroup").glob("*/") if (root / parent[1]).exists()]
     return done.stdout
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path
-
-
-def test_over_the_api(folder: Path) -> None:
-    shown = demonstrate(folder, "/nonexistent")
+def test_over_the_api(tmp_path: Path) -> None:
+    shown = demonstrate(tmp_path, "/nonexistent")
     assert "No registry answers: making ubuntu:16.04 of this machine's own shell and libraries" in shown
     assert "Step 3/4 : RUN chmod +x /usr/local/bin/helloworld\n" in shown
     assert "\nHello, World!\n" in shown
-    assert os.listdir(folder) == []
 
 
-def test_with_the_stock_cli(folder: Path) -> None:
+def test_with_the_stock_cli(tmp_path: Path) -> None:
     client = have(docker_cli)
-    shown = demonstrate(folder, f"{client.parent}:/usr/bin:/bin", "--offline")
+    shown = demonstrate(tmp_path, f"{client.parent}:/usr/bin:/bin", "--offline")
     assert "$ docker container run --rm helloworld:latest" in shown
     assert "Successfully tagged helloworld:latest\n" in shown
     assert "\nHello, World!\n" in shown
-    assert os.listdir(folder) == []
