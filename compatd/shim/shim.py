@@ -295,6 +295,7 @@ class Shim:
         for attach, sock in child.clients:
             _attach(child.stdio, attach, sock)
         child.clients.clear()
+        child.stdio.begin()
         if child.exec_id is None:
             self._phases.update({f"init {name}": us for name, us in (child.phases or {}).items()})
             self._mark("started")

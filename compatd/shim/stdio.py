@@ -276,7 +276,6 @@ class Stdio:
                 with contextlib.suppress(OSError):
                     fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
                 self._outputs[fd] = stream
-        self._resume()
 
     def use_terminal(self, master: int) -> None:
         """Take over a terminal's master."""
@@ -285,6 +284,9 @@ class Stdio:
         self._stdin = os.dup(master)
         self._open_slave()
         self._outputs[master] = STDOUT
+
+    def begin(self) -> None:
+        """Start reading: those who are to hear the first word are attached by now."""
         self._resume()
 
     def attach(self, sock: socket.socket, *, stdin: bool, stdout: bool, stderr: bool, keys: bytes, head: bytes) -> None:

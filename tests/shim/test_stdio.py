@@ -304,3 +304,16 @@ async def test_throughput(nursery: Nursery, spawner: Spawner) -> None:
     print(f"\nattach {size / took_s / 1e6:.0f} MB/s, log {size / logged_s / 1e6:.0f} MB/s")
     assert size / took_s > 50e6
     assert size / logged_s > 20e6
+
+
+@pytest.mark.root
+async def test_the_first_clients_hear_everything(nursery: Nursery, spawner: Spawner) -> None:
+    """A program may have ended before the shim sees that it has begun."""
+
+    async def one() -> None:
+        shim, peer = await attached(spawner, nursery.launch("echo", "x"))
+        assert streams(await peer.rest()) == {1: b"x\n"}
+        await end(shim)
+
+    for _ in range(8):
+        await asyncio.gather(*(one() for _ in range(6)))
