@@ -8,7 +8,7 @@ is gone is forgotten when it is met.
 
 import os
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -161,7 +161,7 @@ class Builds:
             tasks.detach(self._workers.run(self._layers.settle, image.layers), name="settle a built image")
 
     @contextmanager
-    def _leased(self) -> Iterator[Callable[[str], None]]:
+    def _leased(self) -> Generator[Callable[[str], None]]:
         """Keeps the layers of unfinished steps; those that no image took go at the end."""
         held = set[str]()
         try:
@@ -378,9 +378,9 @@ class BuildArchives:
         """See ``builder.ports.Archives``."""
         return tar.encode(tar.Entry(*entry))
 
-    def is_tar(self, head: bytes) -> bool:
+    def is_tar(self, block: bytes) -> bool:
         """See ``builder.ports.Archives``."""
-        return tar.looks_like_tar(head)
+        return tar.looks_like_tar(block)
 
     def is_compressed(self, head: bytes) -> bool:
         """See ``builder.ports.Archives``."""

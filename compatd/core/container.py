@@ -102,6 +102,7 @@ class Container:
     shim: Shim | None = None
     last_shim: Shim | None = None
     restarting_by_user: bool = False
+    is_removed: bool = False
     attaches: list[PendingAttach] = field(default_factory=list[PendingAttach])
     waits: list[PendingWait] = field(default_factory=list[PendingWait])
     ended: "asyncio.Future[object]" = field(default_factory=_future)

@@ -398,6 +398,7 @@ class Containers:
             container.record = msgspec.structs.replace(record, state=advance(record.state, Event.REMOVE))
             await self._store.commit(Delete("containers", record.id))
             del self._containers[record.id]
+            container.is_removed = True
             self._names.pop(record.name, None)
         self._supervisor.publish(record, "destroy")
         for pending in container.waits:

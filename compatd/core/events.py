@@ -43,7 +43,7 @@ class Event:
     type: str
     action: str
     actor_id: str
-    attributes: Mapping[str, str] = field(default_factory=dict)
+    attributes: Mapping[str, str] = field(default_factory=dict[str, str])
     time_ns: int
 
 

@@ -114,14 +114,14 @@ class Execs:
             spec = self._preparation.build_exec(
                 exec.container.record, exec.id, exec.request, attach, exec.request.console_size
             )
-            exec.process = await shim.exec(spec, [socket.fd] if socket is not None else [])
+            process = await shim.exec(spec, [socket.fd] if socket is not None else [])
         except BaseException as error:
             exec.exit_code = getattr(error, "exit_code", 126)
             raise
-        finally:
-            if socket is not None and exec.process is not None:
-                socket.close()
-        tasks.detach(self._watch(exec, exec.process), name=f"watch exec {exec.id[:12]}")
+        exec.process = process
+        if socket is not None:
+            socket.close()
+        tasks.detach(self._watch(exec, process), name=f"watch exec {exec.id[:12]}")
 
     async def _watch(self, exec: Exec, process: ExecProcess) -> None:
         exit = await process.exited

@@ -11,7 +11,7 @@ import logging
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -211,7 +211,7 @@ class Images:
     # ------------------------------------------------------------------ writing
 
     @contextmanager
-    def lease(self) -> Iterator[set[str]]:
+    def lease(self) -> Generator[set[str]]:
         """A set of diff ids and blob digests that no sweep touches while the context is open."""
         token = object()
         self._leases[token] = held = set[str]()

@@ -74,7 +74,10 @@ class Recovery:
     async def _recover(self, container: Container, wanted: list[Container]) -> None:
         record = container.record
         shim = await self._find_shim(record.id)
-        if shim is not None:
+        if shim is not None and self._is_recorded(container, shim):
+            container.last_shim = shim
+            await shim.release()
+        elif shim is not None:
             self._supervisor.adopt(container, shim)
             return
         was_running = record.state in ALIVE or record.state is State.RESTARTING
@@ -87,6 +90,13 @@ class Recovery:
             self._supervisor.notify_ended(container)
         elif RestartPolicy.of(container.record).wants_start_with_engine(was_running) and record.started_ns:
             wanted.append(container)
+
+    def _is_recorded(self, container: Container, shim: Shim) -> bool:
+        """Whether the end that the shim tells of is in the record: the earlier engine died just before it said so."""
+        record = container.record
+        return (
+            record.state not in ALIVE and shim.exited.done() and shim.exited.result()["exited_ns"] == record.finished_ns
+        )
 
     async def _find_shim(self, container_id: str) -> Shim | None:
         try:

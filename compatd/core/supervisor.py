@@ -10,6 +10,7 @@ leaves what is slow (veths, directories) to the reaper.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal as signals
@@ -27,7 +28,7 @@ from compatd.core.networks import Networks
 from compatd.core.preparation import Preparation
 from compatd.core.restart import RestartPolicy
 from compatd.core.store import Put, Store
-from compatd.errors import Conflict, EngineError, InvalidParameter, NotModified
+from compatd.errors import Conflict, EngineError, InvalidParameter, NotModified, SystemFailure
 from compatd.runtime.client import Shim, Spawner, StartFailed
 from compatd.shim.spec import Attach, Exit
 from compatd.wire.streams import ClientSocket, wait_result
@@ -132,12 +133,22 @@ class Supervisor:
             started_ns=shim.started_ns,
             finished_ns=0 if not starting.finished_ns else starting.finished_ns,
         )
-        # Not awaited before the reply: a shim that runs is proof enough for an engine that comes after us.
         container.record = running
-        commit = tasks.spawn(self.commit(container, running), name=f"commit start of {record.id[:12]}")
+        await self._hand_over(container, shim)
+        await self.commit(container, running)
         self._networks.publish_connected(running)
         self.publish(running, "start")
-        await asyncio.shield(commit)
+
+    async def _hand_over(self, container: Container, shim: Shim) -> None:
+        """Give the shim the clients that came while it was being launched."""
+        attaches, waits = container.attaches, container.waits
+        container.attaches, container.waits = [], []
+        for attach in attaches:
+            with contextlib.suppress(SystemFailure):
+                await shim.attach(attach.attach, attach.socket.fd)
+            attach.socket.close()
+        for wait in waits:
+            await self.wait(container, wait.condition, wait.socket)
 
     async def _answer_failed_start(self, waits: list[PendingWait], code: int) -> None:
         for pending in waits:
@@ -384,16 +395,26 @@ class Supervisor:
     async def wait(self, container: Container, condition: str, socket: ClientSocket) -> None:
         """Have the exit status written into the client's connection when ``condition`` holds. Takes it over.
 
-        ``condition`` is ``not-running``, ``next-exit`` or ``removed``, as in the API; that it does not hold already
-        has been checked by the caller.
+        ``condition`` is ``not-running``, ``next-exit`` or ``removed``, as in the API. It may have come to hold since
+        the caller looked: nothing is awaited here between the last look and the decision.
         """
         if container.shim is not None and container.alive:
             try:
                 await container.shim.wait(
                     {"fd": 0, "condition": "removed" if condition == "removed" else "exit"}, socket.fd
                 )
-            finally:
+            except SystemFailure:
+                log.debug("container %s ended while a client began to wait", container.id[:12])
+            else:
                 socket.close()
+                return
+            await asyncio.wait({container.ended})
+            if condition != "removed":
+                answer_wait(socket, container.record.exit_code)
+                return
+        settled = not container.alive and container.record.state is not State.RESTARTING
+        if (condition == "not-running" and settled) or (condition == "removed" and container.is_removed):
+            answer_wait(socket, container.record.exit_code)
         else:
             container.waits.append(PendingWait(condition, socket))
 

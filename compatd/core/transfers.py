@@ -8,7 +8,7 @@ import asyncio
 import os
 import platform as machine
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -92,7 +92,7 @@ class Transfers:
         async def work(report: Report) -> None:
             if reference.is_name_only:
                 _, puller = self._connect()
-                tags = await puller.tags(reference, credentials(parameters.auth))
+                tags = await puller.tags(reference, registry_credentials(parameters.auth))
                 for tag in tags:
                     await self.pull_image(reference.with_tag(tag), wanted, parameters.auth, report)
             else:
@@ -111,7 +111,7 @@ class Transfers:
         with self._leased() as hold:
             pulled = await puller.pull(
                 reference,
-                credentials=credentials(auth),
+                credentials=registry_credentials(auth),
                 platform=platform,
                 progress=lambda item: report(_pull_progress(item)),
                 hold=lambda names: [hold(name) for name in names],
@@ -131,7 +131,7 @@ class Transfers:
         return image
 
     @contextmanager
-    def _leased(self) -> "Iterator[Callable[[str], None]]":
+    def _leased(self) -> Generator[Callable[[str], None]]:
         """A function that keeps a diff id or digest from being swept; what no record took goes at the end."""
         held = set[str]()
         try:
@@ -268,17 +268,17 @@ class Transfers:
 
     # ------------------------------------------------------------------ logins
 
-    async def login(self, auth: AuthConfig) -> AuthResponse:
-        """Try credentials at the registry they are for."""
+    async def login(self, credentials: AuthConfig) -> AuthResponse:
+        """Try credentials at the registry they are for, Docker Hub by default."""
         client, _ = self._connect()
-        wanted = credentials(auth)
-        if not wanted.server_address:
-            wanted = credentials(msgspec.structs.replace(auth, serveraddress="https://index.docker.io/v1/"))
-        token = await client.check_login(wanted)
+        auth = credentials
+        if not auth.serveraddress:
+            auth = msgspec.structs.replace(auth, serveraddress="https://index.docker.io/v1/")
+        token = await client.check_login(registry_credentials(auth))
         return AuthResponse(identity_token=token, status="Login Succeeded")
 
 
-def credentials(auth: AuthConfig | None) -> "registry.Credentials":
+def registry_credentials(auth: AuthConfig | None) -> "registry.Credentials":
     """The registry client's form of what a client sent."""
     from compatd.images import registry
 

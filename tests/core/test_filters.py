@@ -13,7 +13,7 @@ pytestmark = pytest.mark.unit
 
 
 def test_unknown_filter_is_refused() -> None:
-    with pytest.raises(InvalidParameter, match="^invalid filter 'bogus'$"):
+    with pytest.raises(InvalidParameter, match=r"^invalid filter 'bogus'$"):
         filters.check({"name": ["a"], "bogus": ["b"]}, ("name",))
 
 
