@@ -5,6 +5,8 @@ being refused.
 """
 
 import contextlib
+import fcntl
+import gc
 import os
 import sys
 from collections.abc import Generator, Sequence
@@ -62,9 +64,14 @@ def _serve(config: "compatd.config.Config") -> int:
     with pidfile(config.pidfile):
         bound = listeners.listen(config)
         try:
+            # Imports make many objects and no garbage: without collections they take a fifth less time, and none of
+            # them needs to be looked at ever again.
+            gc.disable()
             from compatd import app
             from compatd.errors import EngineError
 
+            gc.freeze()
+            gc.enable()
             try:
                 return app.run(config, bound)
             except EngineError as error:
@@ -76,37 +83,39 @@ def _serve(config: "compatd.config.Config") -> int:
 
 @contextlib.contextmanager
 def pidfile(path: str) -> Generator[None]:
-    """Hold the pid file. ``ConfigError`` when the process that it names is alive (moby pkg/pidfile)."""
+    """Hold the pid file. ``ConfigError`` while another engine holds it, in dockerd's words.
+
+    A lock decides, not the number: the number of an engine that was killed may belong to anybody by now, or to what
+    is left of it.
+    """
     from compatd.config import ConfigError
 
     if not path:
         yield
         return
     try:
-        with open(path) as file:
-            text = file.read(32).strip()
-    except FileNotFoundError:
-        text = ""
-    except OSError as error:
-        raise ConfigError(f"failed to start daemon: {error}") from error
-    if text.isascii() and text.isdecimal() and int(text) != os.getpid() and os.path.exists(f"/proc/{int(text)}"):
-        raise ConfigError(
-            f"failed to start daemon, ensure docker is not running or delete {path}: process with PID {text} is still"
-            " running"
-        )
-    try:
         os.makedirs(os.path.dirname(path) or "/", mode=0o755, exist_ok=True)
-        staged = f"{path}.{os.getpid()}"
-        with open(staged, "w") as file:
-            file.write(str(os.getpid()))
-        os.replace(staged, path)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise ConfigError(f"failed to start daemon: {error}") from error
     try:
-        yield
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            other = os.pread(fd, 32, 0).decode(errors="replace").strip()
+            raise ConfigError(
+                f"failed to start daemon, ensure docker is not running or delete {path}: process with PID {other} is"
+                " still running"
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, str(os.getpid()).encode(), 0)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
     finally:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
+        os.close(fd)
 
 
 if __name__ == "__main__":
