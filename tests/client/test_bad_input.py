@@ -329,7 +329,7 @@ def test_a_port_that_is_taken(engine: Engine, cli: Cli, busybox: str) -> None:
     assert re.fullmatch(
         r"docker: Error response from daemon: failed to set up container networking: "
         r"driver failed programming external connectivity on endpoint second \([0-9a-f]{64}\): "
-        r"Bind for 0\.0\.0\.0:8099 failed: port is already allocated\n\n"
+        r"Bind for (0\.0\.0\.0|::):8099 failed: port is already allocated\n\n"
         r"Run 'docker run --help' for more information\n",
         done.err,
     )
@@ -342,7 +342,8 @@ def test_a_port_that_another_program_has(engine: Engine, cli: Cli, busybox: str)
         done = cli.call("run", "-d", "--name", "second", "-p", "8098:80", busybox, "sleep", "1000")
         assert done.code == 125
         assert re.search(
-            r"failed to bind host port for 0\.0\.0\.0:8098:[0-9.]+:80/tcp: address already in use\n", done.err
+            r"failed to bind host port for (0\.0\.0\.0:8098:[0-9.]+|\[::\]:8098:\S+):80/tcp: address already in use\n",
+            done.err,
         )
     finally:
         server.server_close()

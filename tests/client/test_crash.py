@@ -77,6 +77,7 @@ def test_an_attached_client_with_rm_ends_while_the_daemon_is_down(engine: OwnEng
 def test_a_session_on_a_terminal_goes_on(engine: OwnEngine, cli: Cli) -> None:
     with cli.terminal("run", "--rm", "-it", BUSYBOX) as terminal:
         terminal.expect("/ # ")
+        cli("ps")  # by then, start has been answered
         engine.kill()
         terminal.type("echo $((40+2))\n")
         terminal.expect(r"\r\n42\r\n/ # ")
@@ -143,7 +144,7 @@ def test_a_killed_container_while_the_daemon_is_down(engine: OwnEngine, cli: Cli
 
 
 def test_many_crashes_in_a_row(engine: OwnEngine, cli: Cli) -> None:
-    client = cli.start("run", "--name", "tough", BUSYBOX, "sh", "-c", counting(120, 4, "0.02"))
+    client = cli.start("run", "--name", "tough", BUSYBOX, "sh", "-c", counting(600, 4, "0.02"))
     assert client.stdout
     out = b"".join(client.stdout.readline() for _ in range(5))  # by the fifth, start has been answered
     for _ in range(3):
@@ -151,7 +152,7 @@ def test_many_crashes_in_a_row(engine: OwnEngine, cli: Cli) -> None:
         engine.start()
         assert status(engine, "tough") == "running"
     rest, _ = client.communicate(timeout=60)
-    assert (out + rest).decode() == lines(120)
+    assert (out + rest).decode() == lines(600)
     assert client.returncode == 4
 
 
