@@ -304,6 +304,12 @@ class Networks:
         for endpoint in record.endpoints.values():
             tasks.detach(self.disconnect(endpoint), name=f"disconnect {record.id[:12]}")
 
+    async def unpublish(self, record: ContainerRecord) -> None:
+        """Give back published ports: who hears of a container's end may publish them again."""
+        for endpoint in record.endpoints.values():
+            if endpoint.ports:
+                await self._workers.run(self._driver.unpublish, endpoint)
+
     def counters(self, record: ContainerRecord) -> dict[str, NetworkStats]:
         """What a running container has sent and received, by interface. Blocks."""
         found: dict[str, NetworkStats] = {}

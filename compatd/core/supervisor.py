@@ -204,6 +204,7 @@ class Supervisor:
             finished_ns=exit["exited_ns"],
             endpoints={},
         )
+        await self._networks.unpublish(record)
         await self.commit(container, ended)
         container.shim = None
         if exit["oom_killed"]:
