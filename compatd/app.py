@@ -25,6 +25,7 @@ from compatd.core.images import Images
 from compatd.core.networks import Networks
 from compatd.core.preparation import Preparation
 from compatd.core.recovery import Recovery
+from compatd.core.statistics import Statistics
 from compatd.core.store import Store
 from compatd.core.supervisor import Supervisor
 from compatd.core.system import System
@@ -141,6 +142,7 @@ async def start(config: Config, stack: AsyncExitStack) -> Backends:
     return Backends(
         containers=containers,
         archives=Archives(containers=containers, supervisor=supervisor, preparation=preparation, workers=workers),
+        statistics=Statistics(containers=containers, networks=networks, preparation=preparation, workers=workers),
         execs=execs,
         images=Catalog(images=images, users=lambda: [container.record.image_id for container in containers]),
         transfers=transfers,

@@ -34,7 +34,9 @@ from compatd.wire.types.containers import (
     ContainerSummary,
     ExecCreateRequest,
     ExecInspect,
+    FilesystemChange,
     PathStat,
+    StatsResponse,
     TopResponse,
 )
 from compatd.wire.types.images import (
@@ -129,6 +131,20 @@ class Archives(Protocol):
         copy_uid_gid: bool,
     ) -> None:
         """Unpack a tar, maybe compressed, into the directory ``path``."""
+        ...
+
+    async def changes(self, reference: str) -> list[FilesystemChange]: ...
+
+    def export(self, reference: str) -> AsyncIterator[bytes]:
+        """The whole root, volumes left out."""
+        ...
+
+
+class Statistics(Protocol):
+    """What containers use."""
+
+    def samples(self, reference: str, *, stream: bool, one_shot: bool) -> AsyncIterator[StatsResponse]:
+        """One a second until the container ends, or a single one."""
         ...
 
 
@@ -250,6 +266,7 @@ class Backends:
 
     containers: Containers
     archives: Archives
+    statistics: Statistics
     execs: Execs
     images: Images
     transfers: Transfers

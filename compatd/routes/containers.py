@@ -234,6 +234,27 @@ async def archive_put(backends: Backends, call: Call) -> web.StreamResponse:
     return call.empty(200)
 
 
+async def changes(backends: Backends, call: Call) -> web.StreamResponse:
+    # moby answers null, not an empty list, for a container that has changed nothing.
+    return call.json(await backends.archives.changes(call.reference) or None)
+
+
+async def export(backends: Backends, call: Call) -> web.StreamResponse:
+    return await call.stream_bytes(backends.archives.export(call.reference), "application/octet-stream")
+
+
+async def stats(backends: Backends, call: Call) -> web.StreamResponse:
+    stream = params.boolean(call, "stream", default=True)
+    samples = backends.statistics.samples(
+        call.reference, stream=stream, one_shot=params.boolean(call, "one-shot") and call.version >= (1, 41)
+    )
+    response = await call.stream("application/json")
+    async for sample in samples:
+        await response.write(json.encode(versions.downgrade(call.operation.id, call.version, sample)))
+    await response.write_eof()
+    return response
+
+
 def _path(call: Call) -> str:
     path = params.text(call, "path")
     if not path:
@@ -264,6 +285,9 @@ HANDLERS: dict[str, Handler] = {
     "ContainerWait": wait,
     "ContainerAttach": attach,
     "ContainerLogs": logs,
+    "ContainerChanges": changes,
+    "ContainerExport": export,
+    "ContainerStats": stats,
     "ContainerArchiveInfo": archive_head,
     "ContainerArchive": archive_get,
     "PutContainerArchive": archive_put,
