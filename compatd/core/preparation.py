@@ -18,6 +18,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from compatd import tasks
 from compatd.config import Config
 from compatd.core.container import ContainerRecord, MountPoint, PendingAttach, PendingWait
@@ -93,12 +95,12 @@ class Preparation:
         """Where its shim is found."""
         return self._state / container_id
 
-    def _network_files(self, record: ContainerRecord) -> ContainerPaths:
-        """Whose hosts, hostname and resolv.conf a container sees: those of the one whose network it shares, if any."""
+    def _network_owner(self, record: ContainerRecord) -> ContainerRecord:
+        """Whose hostname, hosts and resolv.conf a container has: those of the one whose network it shares, if any."""
         mode = record.host_config.network_mode
-        if mode.startswith("container:"):
-            return self.paths(self._networks.find_container(mode.removeprefix("container:")).id)
-        return self.paths(record.id)
+        return (
+            self._networks.find_container(mode.removeprefix("container:")) if mode.startswith("container:") else record
+        )
 
     def check(self, record: ContainerRecord) -> list[str]:
         """Try to build the launch document without touching anything: warnings, or what is wrong with the options."""
@@ -212,12 +214,16 @@ class Preparation:
         for wait in waits:
             waiting.append({"fd": len(fds), "condition": "removed" if wait.condition == "removed" else "exit"})
             fds.append(wait.socket.fd)
+        owner = self._network_owner(record)
+        named = msgspec.structs.replace(
+            record.config, hostname=owner.config.hostname, domainname=owner.config.domainname
+        )
         spec = container_spec(
-            record,
+            msgspec.structs.replace(record, config=named),
             paths=self.paths(record.id),
             state_dir=str(self.state_dir(record.id)),
             lowers=prepared.lowers,
-            network_files=self._network_files(record),
+            network_files=self.paths(owner.id),
             netns_fd=0 if prepared.netns_fd is not None else None,
         )
         return build_launch(spec, self._host, attaches=handed, waits=waiting), fds

@@ -219,14 +219,12 @@ def test_top(sleeper: Any) -> None:
     assert any("sleep 1000" in process[-1] for process in top["Processes"])
 
 
-@pytest.mark.later("stats")
 def test_stats(sleeper: Any) -> None:
     stats = sleeper.stats(stream=False)
     assert stats["memory_stats"]["usage"] > 0
     assert stats["pids_stats"]["current"] >= 1
 
 
-@pytest.mark.later("changes, export")
 def test_diff_and_export(client: Any, busybox: str) -> None:
     container = client.containers.create(busybox, ["sh", "-c", "echo changed > /etc/made; rm /etc/shadow"])
     container.start()

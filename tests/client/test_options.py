@@ -282,7 +282,6 @@ def test_network_host(engine: Engine, run: Run) -> None:
     assert run("readlink /proc/self/ns/net").strip() != inside
 
 
-@pytest.mark.later("--network container:")
 def test_network_of_another_container(cli: Cli, run: Run, busybox: str) -> None:
     cli("run", "-d", "--name", "web", busybox, "sh", "-c", "echo shared > index.html; exec httpd -f -p 80")
     script = "for i in $(seq 50); do wget -q -O - http://127.0.0.1/index.html 2>/dev/null && break; sleep 0.1; done"
