@@ -209,8 +209,12 @@ class OwnEngine(Engine):
         while (left := self.leaks()) and time.monotonic() < deadline:
             time.sleep(0.05)
         log = self.log.read_text(errors="replace")
-        if "Traceback (most recent call last)" in log or left:
-            complaints.append(log[-6000:])
+        # Neither an error of the engine's own nor an expected one that is logged as if it were.
+        where = log.find("Traceback (most recent call last)")
+        if where >= 0:
+            complaints.append(log[max(0, where - 500) : where + 4000])
+        elif left:
+            complaints.append(log[-3000:])
         return complaints + left
 
     # ------------------------------------------------------------ what is left on the machine
