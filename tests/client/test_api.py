@@ -269,7 +269,10 @@ def test_image_references(api: Api, busybox: str) -> None:
     assert [one["Id"] for one in listed] == [full]
 
 
-def test_image_in_use_is_kept(api: Api, busybox: str) -> None:
+def test_image_in_use_is_kept(engine: Engine) -> None:
+    api, busybox = engine.api, "busybox:latest"
+    engine.forget_images()  # of several names one may go
+    have(lambda: engine.load(busybox))
     container = sleeper(api, busybox, "user")
     status, message = told(api.delete(f"/images/{busybox}"))
     assert status == 409
