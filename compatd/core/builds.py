@@ -6,6 +6,7 @@ is gone is forgotten when it is met.
     <data-root>/build/    the contexts of running builds, in files without a name: nothing of them survives a crash
 """
 
+import asyncio
 import os
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterator, Sequence
@@ -98,7 +99,8 @@ class Builds:
                 await bodies.consume(context, lambda stream: _spool(stream, fd), self._workers)
                 await self._build(parameters, tags, wanted, fd, report)
             finally:
-                os.close(fd)
+                # The last close frees the file, which takes a while for a large context.
+                await asyncio.shield(tasks.spawn(self._workers.run(os.close, fd), name="close build context"))
 
         return progress.stream(work, name="build")
 
