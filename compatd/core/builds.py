@@ -1,4 +1,4 @@
-"""Builds: the classic builder's requests, and the engine as the builder sees it (``builder.ports``).
+"""Builds: the classic builder's requests, and its cache.
 
 A build holds everything it has made by a lease until an image refers to it. Cache records name images; one whose image
 is gone is forgotten when it is met.
@@ -8,31 +8,27 @@ is gone is forgotten when it is met.
 
 import asyncio
 import os
-import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import msgspec
 
 from compatd import tasks
-from compatd.builder import ports, solve
 from compatd.config import Config
 from compatd.core import bodies, progress
-from compatd.core.images import Image, Images
+from compatd.core.images import Images
 from compatd.core.networks import Networks
 from compatd.core.preparation import Preparation
-from compatd.core.runner import StepRunner
-from compatd.core.store import Delete, Put, Store
+from compatd.core.store import Delete, Store
 from compatd.core.transfers import Transfers
 from compatd.core.volumes import Volumes
-from compatd.errors import InvalidParameter, NotFound, Unsupported
-from compatd.images import compression, tar
+from compatd.errors import InvalidParameter, Unsupported
+from compatd.images import tar
 from compatd.images.content import DiffId
 from compatd.images.layers import LayerStore
-from compatd.images.manifest import Platform, host_platform, parse_platform, platform_of
-from compatd.images.reference import Reference, parse_normalized
+from compatd.images.manifest import Platform, host_platform, parse_platform
+from compatd.images.reference import parse_normalized
 from compatd.runtime.client import Spawner
 from compatd.runtime.host import Host
 from compatd.tasks import Workers
@@ -40,7 +36,6 @@ from compatd.wire.parameters import BuildParameters, BuildPruneParameters
 from compatd.wire.types.build import BuildCacheRecord, BuildPruned
 from compatd.wire.types.containers import HostConfig, Ulimit
 from compatd.wire.types.images import ErrorDetail, Progress
-from compatd.wire.types.system import AuthConfig
 
 MAX_CONTEXT_BYTES = 1 << 40
 
@@ -112,16 +107,21 @@ class Builds:
         context_fd: int,
         report: Callable[[Progress], None],
     ) -> None:
+        # Only now: see core.builder.
+        from compatd.builder import ports, solve
+        from compatd.core import builder
+        from compatd.core.runner import StepRunner
+
         request = solve.BuildRequest(
             context_fd=context_fd,
             workspace=self._workspace,
-            host=_builder_platform(host_platform()),
+            host=builder.builder_platform(host_platform()),
             dockerfile=parameters.dockerfile or solve.DEFAULT_DOCKERFILE,
             tags=tags,
             build_args=parameters.args,
             labels=parameters.labels,
             target=parameters.target,
-            platform=_builder_platform(wanted) if wanted else None,
+            platform=builder.builder_platform(wanted) if wanted else None,
             no_cache=parameters.no_cache,
             pull=parameters.pull,
             remove=parameters.remove,
@@ -142,16 +142,16 @@ class Builds:
                 cgroup_version=self._host.cgroup.version,
             )
             engine = solve.Ports(
-                images=BuildImages(self._images, self._transfers, self._layers, parameters.auths, self._workers),
-                cache=BuildCache(self._cache, self._store, self._images),
-                layers=BuildLayers(self._layers, hold),
+                images=builder.BuildImages(self._images, self._transfers, self._layers, parameters.auths),
+                cache=builder.BuildCache(self._cache, self._store, self._images),
+                layers=builder.BuildLayers(self._layers, hold),
                 runner=runner,
-                fetcher=NoFetcher(),
-                archives=BuildArchives(),
+                fetcher=builder.NoFetcher(),
+                archives=builder.BuildArchives(),
                 workers=self._workers,
             )
             try:
-                image_id = await solve.build(request, engine, lambda event: report(_progress(event)))
+                image_id = await solve.build(request, engine, lambda event: report(builder.progress_of(event)))
                 self._settle_later(image_id)
             except ports.CommandFailed as error:
                 report(Progress(error_detail=ErrorDetail(code=error.code, message=str(error)), error=str(error)))
@@ -246,156 +246,3 @@ def _spool(stream: bodies.Feed, fd: int) -> None:
             raise InvalidParameter("the build context is too large")
         tar.write_all(fd, piece)
     os.lseek(fd, 0, os.SEEK_SET)
-
-
-def _progress(event: ports.BuildEvent) -> Progress:
-    match event:
-        case ports.Stream(text):
-            return Progress(stream=text)
-        case ports.Aux(image_id):
-            return Progress(aux={"ID": image_id})
-        case ports.Record(fields):
-            return cast(Progress, fields["progress"])
-
-
-def _builder_platform(platform: Platform) -> ports.Platform:
-    return ports.Platform(platform.os, platform.architecture, platform.variant)
-
-
-class BuildImages:
-    """``builder.ports.Images``: the images of the engine, pulled when they are missing."""
-
-    def __init__(
-        self,
-        images: Images,
-        transfers: Transfers,
-        layers: LayerStore,
-        auths: "dict[str, AuthConfig] | object",
-        workers: Workers,
-    ) -> None:
-        self._images = images
-        self._transfers = transfers
-        self._layers = layers
-        self._auths = auths
-        self._workers = workers
-
-    async def resolve(
-        self, name: str, *, platform: ports.Platform | None, pull: bool, output: ports.Output
-    ) -> ports.Base:
-        """See ``builder.ports.Images``."""
-        wanted = (
-            Platform(os=platform.os, architecture=platform.architecture, variant=platform.variant) if platform else None
-        )
-        image: Image | None = None
-        if not pull:
-            try:
-                image = self._images.get(name)
-            except NotFound:
-                image = None
-            if image is not None and wanted and platform_of(image.config) not in wanted.compatible():
-                image = None
-        if image is None:
-            reference = parse_normalized(name).with_default_tag()
-            image = await self._transfers.pull_image(
-                reference, wanted, self._auth(reference), lambda item: output(ports.Record({"progress": item}))
-            )
-        return ports.Base(image_id=image.id, document=image.record.raw)
-
-    def _auth(self, reference: Reference) -> AuthConfig | None:
-        auths = cast("dict[str, AuthConfig]", self._auths)
-        if reference.domain == "docker.io":
-            return auths.get("https://index.docker.io/v1/") or auths.get("docker.io")
-        return auths.get(reference.domain)
-
-    async def read(self, image_id: str) -> ports.Base:
-        """See ``builder.ports.Images``."""
-        image = self._images.find(image_id)
-        if image is None:
-            raise NotFound(f"No such image: {image_id}")
-        return ports.Base(image_id=image.id, document=image.record.raw)
-
-    async def create(self, document: bytes, *, parent: str) -> str:
-        """See ``builder.ports.Images``."""
-        image = await self._images.add(document, parent=parent)
-        self._images.publish("create", image, image.id)
-        return image.id
-
-    async def tag(self, image_id: str, reference: str) -> None:
-        """See ``builder.ports.Images``."""
-        image = self._images.find(image_id)
-        if image is None:
-            raise NotFound(f"No such image: {image_id}")
-        await self._images.tag(image, parse_normalized(reference))
-
-
-class BuildCache:
-    """``builder.ports.Cache`` over the store's table."""
-
-    def __init__(self, records: dict[str, CacheRecord], store: Store, images: Images) -> None:
-        self._records = records
-        self._store = store
-        self._images = images
-
-    async def lookup(self, key: str) -> str | None:
-        """See ``builder.ports.Cache``."""
-        record = self._records.get(key)
-        if record is None or self._images.find(record.image_id) is None:
-            return None
-        return record.image_id
-
-    async def record(self, key: str, image_id: str) -> None:
-        """See ``builder.ports.Cache``."""
-        record = CacheRecord(image_id=image_id, created_ns=time.time_ns())
-        await self._store.commit(Put("builds", key, msgspec.json.encode(record)))
-        self._records[key] = record
-
-
-class BuildLayers:
-    """``builder.ports.Layers``: the layer store, holding what a build makes."""
-
-    def __init__(self, layers: LayerStore, hold: Callable[[str], object]) -> None:
-        self._layers = layers
-        self._hold = hold
-
-    def mount(self, diff_ids: Sequence[str]) -> int:
-        """See ``builder.ports.Layers``."""
-        return self._layers.mount([DiffId(diff_id) for diff_id in diff_ids])
-
-    def apply(self, stream: ports.Readable) -> str:
-        """See ``builder.ports.Layers``."""
-        diff_id = str(self._layers.apply(stream))
-        self._hold(diff_id)
-        return diff_id
-
-
-class BuildArchives:
-    """``builder.ports.Archives``: the engine's tar codec."""
-
-    def read(self, file: BinaryIO) -> Iterator[tuple[ports.TarEntry, int]]:
-        """See ``builder.ports.Archives``."""
-        for entry, offset in tar.members(file):
-            yield ports.TarEntry(*entry), offset
-
-    def header(self, entry: ports.TarEntry) -> bytes:
-        """See ``builder.ports.Archives``."""
-        return tar.encode(tar.Entry(*entry))
-
-    def is_tar(self, block: bytes) -> bool:
-        """See ``builder.ports.Archives``."""
-        return tar.looks_like_tar(block)
-
-    def is_compressed(self, head: bytes) -> bool:
-        """See ``builder.ports.Archives``."""
-        return compression.is_compressed(head)
-
-    def decompress(self, stream: ports.Readable) -> ports.Readable:
-        """See ``builder.ports.Archives``."""
-        return compression.decompressed(stream)
-
-
-class NoFetcher:
-    """``builder.ports.Fetcher`` of an engine that downloads nothing but images yet."""
-
-    async def fetch(self, url: str, into: int, output: ports.Output) -> ports.Fetched:
-        """Refuse."""
-        raise Unsupported(f"ADD of a URL is not supported by this engine: {url}")
