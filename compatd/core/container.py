@@ -27,6 +27,7 @@ class MountPoint(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     target: str
     readonly: bool = False
+    readonly_recursive: bool = True
     propagation: str = ""
     mode: str = ""
     name: str = ""  # of the volume

@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import os
+import re
+import signal as signals
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from compatd.core.container import (
     not_running,
 )
 from compatd.core.filters import Filters
-from compatd.core.images import Image, Images
+from compatd.core.images import Images, check_platform
 from compatd.core.lifecycle import ALIVE, Event, State, advance
 from compatd.core.networks import Networks
 from compatd.core.preparation import Preparation
@@ -30,7 +32,7 @@ from compatd.core.supervisor import Supervisor, answer_wait, parse_signal
 from compatd.core.volumes import Volumes
 from compatd.errors import Conflict, EngineError, InvalidParameter, NotFound, SystemFailure, Unsupported, reword
 from compatd.images.content import DiffId
-from compatd.images.manifest import parse_platform, platform_of
+from compatd.images.manifest import parse_platform
 from compatd.linux.inotify import Watches
 from compatd.logs import json_file
 from compatd.logs.format import Rendering
@@ -71,6 +73,8 @@ LIST_FILTERS = (
 )
 PRUNE_FILTERS = ("label", "label!", "until")
 WAIT_CONDITIONS = ("", "not-running", "next-exit", "removed")
+_STATES = "created, running, paused, restarting, removing, exited, dead"
+_HEALTH = ("none", "starting", "healthy", "unhealthy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,13 +156,14 @@ class Containers:
 
         ``NotFound``: no such image. ``Conflict``: the name is taken. ``InvalidParameter``, ``Unsupported``: an option.
         """
-        if request == ContainerCreateRequest():
+        if request.config == ContainerConfig():
             raise InvalidParameter("config cannot be empty in order to create a container")
+        wanted = parse_platform(platform) if platform else None
+        image = self._images.get(request.image)
+        if wanted is not None:
+            check_platform(image, wanted, request.image)
         if name:
             name = names.check_container_name(name)
-        image = self._images.get(request.image)
-        if platform:
-            self._check_platform(platform, image, request.image)
         container_id = names.new_id()
         asked = request.host_config or HostConfig()
         host_config, warnings = creation.complete_host_config(
@@ -167,6 +172,7 @@ class Containers:
             log=LogConfig(type=self._config.log_driver, config=dict(self._config.log_opts)),
         )
         shares_host = host_config.uts_mode == "host" or host_config.network_mode == "host"
+        creation.check_config(request)
         config = creation.complete_config(
             request.config, image.config, container_id, os.uname().nodename if shares_host else None
         )
@@ -197,12 +203,6 @@ class Containers:
         self._containers[container_id] = Container(record)
         self._supervisor.publish(record, "create")
         return ContainerCreateResponse(id=container_id, warnings=warnings)
-
-    def _check_platform(self, wanted: str, image: Image, name: str) -> None:
-        if platform_of(image.config).normalized() not in parse_platform(wanted).compatible():
-            raise NotFound(
-                f"image with reference {name} was found but does not provide the specified platform ({wanted})"
-            )
 
     def _check_name_free(self, name: str) -> None:
         if (owner := self._names.get(name)) is not None:
@@ -270,12 +270,25 @@ class Containers:
         statuses = filters.get("status", ())
         for status in statuses:
             if status not in State.__members__.values():
-                raise InvalidParameter(f"invalid filter 'status={status}'")
+                raise InvalidParameter(
+                    f"invalid filter 'status={status}': invalid value for state ({status}): must be one of {_STATES}"
+                )
         exited: set[int] = set()
         for code in filters.get("exited", ()):
-            if not code.removeprefix("-").isdecimal() or not code.isascii():
-                raise InvalidParameter(f"invalid filter 'exited={code}'")
+            if not re.fullmatch(r"[+-]?[0-9]{1,18}", code):
+                raise InvalidParameter(
+                    f"invalid filter 'exited={code}': strconv.Atoi: parsing \"{code}\": invalid syntax"
+                )
             exited.add(int(code))
+        for health in filters.get("health", ()):
+            if health not in _HEALTH:
+                raise InvalidParameter(
+                    f"invalid filter 'health={health}': invalid value for health ({health}): "
+                    f"must be one of {', '.join(_HEALTH)}"
+                )
+        if filtering.boolean(filters, "is-task"):
+            return []  # which only swarm makes
+        published, exposed = (inspection.read_ports(filters, key) for key in ("publish", "expose"))
         ancestors = self._ancestor_ids(filters.get("ancestor", ()))
         chosen: list[Container] = []
         for container in self._containers.values():
@@ -312,7 +325,7 @@ class Containers:
                 for point in record.mounts
             ):
                 continue
-            if not inspection.matches_ports(record, filters.get("publish", ()), filters.get("expose", ())):
+            if not inspection.matches_ports(record, published, exposed):
                 continue
             chosen.append(container)
         return chosen
@@ -355,11 +368,15 @@ class Containers:
         old = container.record.name
         if not new_name or not reference:
             raise InvalidParameter("Neither old nor new names may be empty")
-        new_name = names.check_container_name(new_name)
+        new_name = new_name.removeprefix("/")
         if new_name == old:
             raise InvalidParameter("Renaming a container with the same name as its current name")
         async with container.lock:
-            self._check_name_free(new_name)
+            try:
+                names.check_container_name("/" + new_name)
+                self._check_name_free(new_name)
+            except EngineError as error:
+                raise reword(error, f"Error when allocating new name: {error}") from error
             self._names[new_name] = container.id
             try:
                 await self._supervisor.commit(container, msgspec.structs.replace(container.record, name=new_name))
@@ -373,7 +390,7 @@ class Containers:
         """Remove; a running one only by ``force``. Directories follow later, off the reply's path."""
         container = self.get(reference)
         if link:
-            raise InvalidParameter("links between containers are not supported by this engine")
+            raise SystemFailure("Conflict, cannot remove the default link name of the container")
         record = container.record
         if record.state is State.REMOVING:
             raise Conflict(f"removal of container {record.name} is already in progress")
@@ -466,7 +483,10 @@ class Containers:
         """Send a signal, SIGKILL by default."""
         container = self.get(reference)
         try:
-            await self._supervisor.kill(container, parse_signal(signal) if signal else 9)
+            number = parse_signal(signal) if signal else 9
+            if not 0 < number <= signals.SIGRTMAX:
+                raise InvalidParameter(f"the linux daemon does not support signal {number}")
+            await self._supervisor.kill(container, number)
         except (Conflict, InvalidParameter) as error:
             raise reword(error, f"cannot kill container: {reference}: {error}") from error
 
@@ -546,7 +566,10 @@ class Containers:
             raise not_running(container.id)
         if container.record.state is State.RESTARTING:
             raise Conflict(f"container {container.id} is restarting, wait until the container is running")
-        response = await self._workers.run(self._preparation.top, container.record, ps_args)
+        try:
+            response = await self._workers.run(self._preparation.top, container.record, ps_args)
+        except InvalidParameter as error:
+            raise SystemFailure(str(error)) from error  # as when the real ps complains
         self._supervisor.publish(container.record, "top")
         return response
 

@@ -27,18 +27,8 @@ DEFAULT_SHM_BYTES = 64 << 20
 MINIMUM_MEMORY_BYTES = 6 << 20
 RESTART_POLICIES = ("no", "always", "on-failure", "unless-stopped")
 LOG_DRIVERS = ("json-file", "none")
-_JSON_FILE_OPTIONS = (
-    "max-size",
-    "max-file",
-    "compress",
-    "labels",
-    "labels-regex",
-    "env",
-    "env-regex",
-    "tag",
-    "mode",
-    "max-buffer-size",
-)
+_JSON_FILE_OPTIONS = ("max-size", "max-file", "compress", "labels", "env")
+_JSON_FILE_LATER = ("labels-regex", "env-regex", "tag", "mode", "max-buffer-size")
 _PORT = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?", re.ASCII)
 
 # (option as users know it, whether the request asks for it)
@@ -137,6 +127,14 @@ def complete_config(
     # --entrypoint "" reaches us as [""]: it resets the image's entrypoint.
     entrypoint = None if merged.entrypoint == [""] else merged.entrypoint
     return msgspec.structs.replace(merged, hostname=name, working_dir=working_dir, entrypoint=entrypoint)
+
+
+def check_config(config: ContainerConfig) -> None:
+    """Refuse what a request asks for and the engine does not have; what an image merely brings along is passed over."""
+    if config.healthcheck is not None and config.healthcheck.test not in ([], ["NONE"]):
+        raise Unsupported("the --health-cmd option is not supported by this engine")
+    if config.network_disabled:
+        raise Unsupported("the NetworkDisabled option is not supported by this engine: use --network none")
 
 
 def _check_healthcheck(health: HealthConfig | None) -> None:
@@ -273,6 +271,8 @@ def _check_log(log: LogConfig, default: LogConfig) -> LogConfig:
     if log.type not in LOG_DRIVERS:
         raise InvalidParameter(f"logger: no log driver named '{log.type}' is registered")
     for key in log.config or ():
+        if log.type == "json-file" and key in _JSON_FILE_LATER:
+            raise Unsupported(f"the log option {key} is not supported by this engine")
         if log.type == "json-file" and key not in _JSON_FILE_OPTIONS:
             raise InvalidParameter(f"unknown log opt '{key}' for json-file log driver")
     return LogConfig(type=log.type, config=log.config or {})

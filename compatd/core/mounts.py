@@ -134,6 +134,8 @@ def read_mount(mount: Mount) -> MountPoint:
         if mount.bind_options is not None:
             raise refuse("field BindOptions must not be specified")
         options = mount.volume_options
+        if options is not None and options.labels:
+            raise Unsupported("the volume-label option is not supported by this engine")
         if options is not None and options.subpath:
             raise Unsupported("the volume-subpath option is not supported by this engine")
         if options is not None and options.driver_config is not None:
@@ -175,6 +177,7 @@ def read_mount(mount: Mount) -> MountPoint:
         readonly=mount.read_only,
         propagation=propagation or "rprivate",
         create_source=create,
+        readonly_recursive=binding is None or not binding.read_only_non_recursive,
     )
 
 

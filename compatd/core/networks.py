@@ -195,6 +195,8 @@ class Networks:
                 raise InvalidParameter(f"conflicting options: {what}")
 
     def _check_settings(self, settings: EndpointSettings, mode: str) -> None:
+        if settings.driver_opts:
+            raise Unsupported("driver options of endpoints are not supported by this engine")
         if mode in PREDEFINED:
             if settings.aliases or settings.links:
                 raise InvalidParameter("network-scoped alias is supported only for containers in user defined networks")

@@ -82,6 +82,7 @@ def container_spec(
                 source=point.source,
                 target=point.target,
                 readonly=point.readonly,
+                readonly_recursive=point.readonly_recursive,
                 propagation=cast(Propagation, point.propagation),
             )
             for point in record.mounts
