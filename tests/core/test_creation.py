@@ -1,0 +1,166 @@
+"""What a create request becomes, and what of it is refused in which words."""
+
+from typing import Any
+
+import pytest
+
+from compatd.core.creation import check_config, complete_config, complete_host_config
+from compatd.errors import InvalidParameter, Unsupported
+from compatd.images.manifest import Healthcheck, ImageConfig, RunConfig
+from compatd.wire.types.containers import (
+    ContainerConfig,
+    DeviceRequest,
+    HostConfig,
+    LogConfig,
+    PortBinding,
+    RestartPolicy,
+)
+from compatd.wire.types.images import HealthConfig
+
+pytestmark = pytest.mark.unit
+
+ID = "0123456789ab" + "0" * 52
+LOG = LogConfig(type="json-file", config={})
+
+
+def complete(config: ContainerConfig, **image: Any) -> ContainerConfig:
+    return complete_config(config, ImageConfig(config=RunConfig(**image)), ID, None)
+
+
+def host(**options: Any) -> HostConfig:
+    return complete_host_config(HostConfig(**options), cgroup_version=1, log=LOG)[0]
+
+
+def test_the_image_gives_defaults() -> None:
+    merged = complete(
+        ContainerConfig(env=["A=own"], labels={"x": "own"}),
+        cmd=["sh"],
+        env=["A=image", "PATH=/bin"],
+        labels={"x": "image", "y": "image"},
+        user="nobody",
+        working_dir="/srv",
+        stop_signal="SIGUSR1",
+    )
+    assert merged.cmd == ["sh"]
+    assert merged.env == ["A=own", "PATH=/bin"]
+    assert merged.labels == {"x": "own", "y": "image"}
+    assert (merged.user, merged.working_dir, merged.stop_signal) == ("nobody", "/srv", "SIGUSR1")
+    assert merged.hostname == ID[:12]
+
+
+def test_an_entrypoint_of_ones_own_drops_the_images_command() -> None:
+    merged = complete(ContainerConfig(entrypoint=["echo"]), cmd=["sh"], entrypoint=["/init"])
+    assert (merged.entrypoint, merged.cmd) == (["echo"], None)
+
+
+def test_a_command_keeps_the_images_entrypoint() -> None:
+    merged = complete(ContainerConfig(cmd=["ls"]), cmd=["sh"], entrypoint=["/init"])
+    assert (merged.entrypoint, merged.cmd) == (["/init"], ["ls"])
+
+
+def test_an_empty_entrypoint_resets_the_images() -> None:
+    assert complete(ContainerConfig(entrypoint=[""], cmd=["ls"]), entrypoint=["/init"]).entrypoint is None
+
+
+def test_healthchecks_merge_field_by_field() -> None:
+    merged = complete(
+        ContainerConfig(healthcheck=HealthConfig(retries=7)),
+        cmd=["sh"],
+        healthcheck=Healthcheck(test=["CMD", "true"], interval=10**9),
+    )
+    assert merged.healthcheck == HealthConfig(test=["CMD", "true"], interval=10**9, retries=7)
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        (ContainerConfig(), "no command specified"),
+        (ContainerConfig(cmd=["x"], env=["=x"]), "invalid environment variable: =x"),
+        (
+            ContainerConfig(cmd=["x"], working_dir="rel"),
+            "the working directory 'rel' is invalid, it needs to be an absolute path",
+        ),
+        (ContainerConfig(cmd=["x"], stop_signal="foo"), "invalid signal: foo"),
+        (ContainerConfig(cmd=["x"], exposed_ports={"99999/tcp": {}}), 'invalid port specification: "99999/tcp"'),
+    ],
+)
+def test_bad_configurations_have_dockers_words(config: ContainerConfig, text: str) -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        complete(config)
+    assert str(caught.value) == text
+
+
+def test_working_directories_are_normalised() -> None:
+    assert complete(ContainerConfig(cmd=["x"], working_dir="/tmp/../srv/")).working_dir == "/srv"
+
+
+def test_host_defaults() -> None:
+    config = host()
+    assert (config.network_mode, config.ipc_mode, config.cgroupns_mode) == ("bridge", "private", "host")
+    assert (config.shm_size, config.restart_policy.name, config.log_config.type) == (64 << 20, "no", "json-file")
+    assert complete_host_config(HostConfig(), cgroup_version=2, log=LOG)[0].cgroupns_mode == "private"
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"shm_size": -1}, "SHM size can not be less than 0"),
+        ({"oom_score_adj": -2000}, "Invalid value -2000, range for oom score adj is [-1000, 1000]"),
+        ({"runtime": "foo"}, "unknown or invalid runtime name: foo"),
+        ({"ipc_mode": "foo"}, "invalid IPC mode: foo"),
+        ({"pid_mode": "foo"}, "invalid PID mode: foo"),
+        ({"extra_hosts": ["bad"]}, 'bad format for add-host: "bad"'),
+        (
+            {"restart_policy": RestartPolicy(name="bogus")},
+            "invalid restart policy: unknown policy 'bogus';"
+            " use one of 'no', 'always', 'on-failure', or 'unless-stopped'",
+        ),
+        (
+            {"auto_remove": True, "restart_policy": RestartPolicy(name="always")},
+            "can't create 'AutoRemove' container with restart policy",
+        ),
+        (
+            {"port_bindings": {"80/tcp": [PortBinding(host_port="abc")]}},
+            'invalid port specification: "abc"',
+        ),
+        ({"log_config": LogConfig(type="foo", config={})}, "logger: no log driver named 'foo' is registered"),
+        (
+            {"log_config": LogConfig(type="json-file", config={"x": "1"})},
+            "unknown log opt 'x' for json-file log driver",
+        ),
+    ],
+)
+def test_bad_host_options_have_dockers_words(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        host(**options)
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"links": ["a:b"]}, "--link"),
+        ({"volumes_from": ["a"]}, "--volumes-from"),
+        ({"device_requests": [DeviceRequest(driver="nvidia")]}, "--gpus"),
+        ({"storage_opt": {"size": "1g"}}, "--storage-opt"),
+        ({"pid_mode": "container:x"}, "--pid container:"),
+        ({"log_config": LogConfig(type="json-file", config={"tag": "x"})}, "log option tag"),
+    ],
+)
+def test_what_is_not_there_is_refused_by_name(options: dict[str, Any], name: str) -> None:
+    with pytest.raises(Unsupported, match=name):
+        host(**options)
+
+
+def test_a_health_check_is_refused_when_asked_for_and_passed_over_when_inherited() -> None:
+    with pytest.raises(Unsupported, match="--health-cmd"):
+        check_config(ContainerConfig(healthcheck=HealthConfig(test=["CMD", "true"])))
+    check_config(ContainerConfig(healthcheck=HealthConfig(test=["NONE"])))
+    check_config(ContainerConfig())
+
+
+def test_published_ports_on_the_hosts_network_are_warned_of() -> None:
+    _, warnings = complete_host_config(
+        HostConfig(network_mode="host", port_bindings={"80/tcp": []}), cgroup_version=1, log=LOG
+    )
+    assert warnings == ["Published ports are discarded when using host network mode"]
