@@ -15,7 +15,7 @@ from compatd.core.names import new_id
 from compatd.core.preparation import Preparation
 from compatd.core.supervisor import Supervisor
 from compatd.errors import Conflict, InvalidParameter, NotFound
-from compatd.runtime.client import ExecProcess
+from compatd.runtime.client import ExecProcess, StartFailed
 from compatd.shim.spec import Attach
 from compatd.wire.streams import ClientSocket
 from compatd.wire.types.containers import ExecCreateRequest, ExecInspect, ProcessConfig
@@ -105,7 +105,8 @@ class Execs:
     async def start(self, exec: Exec, attach: Attach | None, socket: ClientSocket | None) -> None:
         """Start the process; with ``attach`` the shim speaks to the client's connection, which is taken over.
 
-        ``StartFailed`` in the words Docker has for execs. Returns when it runs, not when it ends.
+        ``StartFailed`` in the words Docker has for execs; a client that is attached has been told them instead. Returns
+        when it runs, not when it ends.
         """
         exec.started = True
         shim = exec.container.running_shim()
@@ -115,8 +116,14 @@ class Execs:
                 exec.container.record, exec.id, exec.request, attach, exec.request.console_size
             )
             process = await shim.exec(spec, [socket.fd] if socket is not None else [])
-        except BaseException as error:
-            exec.exit_code = getattr(error, "exit_code", 126)
+        except StartFailed as error:
+            exec.exit_code = error.exit_code
+            if socket is None:
+                raise
+            socket.close()  # the shim has told the client
+            return
+        except BaseException:
+            exec.exit_code = 126
             raise
         exec.process = process
         if socket is not None:

@@ -139,6 +139,7 @@ def test_exec_in_a_terminal(cli: Cli, busybox: str) -> None:
     missing = cli.call("exec", "host", "no-such-program")
     assert missing.code == 127
     assert 'exec: "no-such-program": executable file not found in $PATH' in missing.out + missing.err
+    assert (missing.out + missing.err).count("executable file not found") == 1
 
 
 def test_signals_reach_the_process(cli: Cli, busybox: str) -> None:
