@@ -17,11 +17,21 @@ import msgspec
 from compatd.config import Config
 from compatd.core import bodies, progress
 from compatd.core.images import Image, Images, format_time
-from compatd.errors import EngineError, InvalidParameter, NotFound, Unsupported
+from compatd.errors import EngineError, InvalidParameter, NotFound, SystemFailure, Unsupported
 from compatd.images import archive
+from compatd.images import progress as lines
 from compatd.images.content import ContentStore, DiffId, Digest, parse_digest
 from compatd.images.layers import LayerStore
-from compatd.images.manifest import History, ImageConfig, Platform, RootFs, RunConfig, encode_config, parse_platform
+from compatd.images.manifest import (
+    History,
+    ImageConfig,
+    Platform,
+    RootFs,
+    RunConfig,
+    encode_config,
+    parse_platform,
+    platform_of,
+)
 from compatd.images.reference import Reference, parse_normalized, parse_pull
 from compatd.tasks import Workers
 from compatd.wire.parameters import ImportParameters, PullParameters
@@ -105,8 +115,6 @@ class Transfers:
     ) -> Image:
         """Pull one image, record it and report as ``POST /images/create`` does."""
         _, puller = self._connect()
-        from compatd.images import pull
-
         before = self._images.by_name(reference)
         with self._leased() as hold:
             pulled = await puller.pull(
@@ -121,11 +129,11 @@ class Transfers:
             named = [reference.trimmed().with_digest(pulled.digest)]
             if reference.digest is None:
                 named.append(reference)
-            image = await self._images.add(raw, names=named, blobs=[str(blob) for blob in pulled.blobs])
-        report(_pull_progress(pull.digest_line(pulled.digest)))
+            image = await self._images.add(raw, names=named, blobs=[str(blob) for blob in pulled.blobs], stamp=False)
+        report(_pull_progress(lines.digest_line(pulled.digest)))
         newer = before is None or before.id != image.id
-        report(_pull_progress(pull.status_line(reference, newer=newer)))
-        if platform is not None and (warning := pull.platform_warning(reference, pulled.config, platform)) is not None:
+        report(_pull_progress(lines.status_line(reference, newer=newer)))
+        if platform is not None and (warning := lines.platform_warning(reference, pulled.config, platform)) is not None:
             report(_pull_progress(warning))
         self._images.publish("pull", image, reference.familiar_name, subject=reference.familiar)
         return image
@@ -151,7 +159,7 @@ class Transfers:
 
         async def work(report: Report) -> None:
             try:
-                await self._load(body, quiet, _domain_platform(platform), report)
+                await self._load(body, quiet, wire_platform(platform), report)
             except EngineError as error:
                 # Docker has sent its head by then, whatever is wrong with the archive.
                 report(Progress(error_detail=ErrorDetail(message=str(error)), error=str(error)))
@@ -197,7 +205,13 @@ class Transfers:
         """An archive of images, in both forms that Docker writes at once."""
         chosen: dict[str, archive.SavedImage] = {}
         for text in references:
-            image = self._images.get(text)
+            try:
+                image = self._images.get(text)
+            except NotFound as error:
+                raise NotFound(f"No such image: {text}") from error
+            wanted = wire_platform(platform)
+            if wanted is not None and platform_of(image.config) not in wanted.compatible():
+                raise SystemFailure(f"no suitable export target found for platform {wanted}")
             known = chosen.get(image.id)
             names = list(known.references if known else ())
             names += [name for name in self._names_to_save(text, image) if name not in names]
@@ -293,22 +307,14 @@ def registry_credentials(auth: AuthConfig | None) -> "registry.Credentials":
     )
 
 
-def _pull_progress(item: "pull.Progress") -> Progress:
+def _pull_progress(item: lines.Progress) -> Progress:
     if not item.detailed:
         return Progress(status=item.status, id=item.id)
     return msgspec.convert(item.document(), type=Progress)
 
 
-def _domain_platform(platform: wire.Platform | None) -> Platform | None:
+def wire_platform(platform: wire.Platform | None) -> Platform | None:
+    """The platform that a request names."""
     if platform is None:
         return None
     return Platform(os=platform.os, architecture=platform.architecture, variant=platform.variant).normalized()
-
-
-def check_platform(image: Image, platform: wire.Platform | None, name: str) -> None:
-    """``NotFound`` when an operation on one platform's image is asked for another's."""
-    from compatd.images.manifest import platform_of
-
-    wanted = _domain_platform(platform)
-    if wanted is not None and platform_of(image.config) not in wanted.compatible():
-        raise NotFound(f"image with reference {name} was found but does not provide the specified platform ({wanted})")

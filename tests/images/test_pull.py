@@ -23,7 +23,8 @@ from compatd.errors import EngineError, InvalidParameter, NotFound, SystemFailur
 from compatd.images.content import ContentStore, DiffId, digest_of
 from compatd.images.directories import DirectoryStore
 from compatd.images.manifest import parse_platform
-from compatd.images.pull import Layers, Progress, Puller, platform_warning, progress_bar, status_line
+from compatd.images.progress import Progress, platform_warning, progress_bar, status_line
+from compatd.images.pull import Layers, Puller
 from compatd.images.reference import parse_normalized
 from compatd.images.registry import ANONYMOUS, Credentials, RegistryClient, RegistryOptions
 from compatd.images.tar import Readable
