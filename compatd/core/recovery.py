@@ -107,7 +107,7 @@ class Recovery:
     async def _end_strays(self) -> None:
         """Shims of containers that no record mentions: steps of builds, or removals that were not finished."""
         known = {container.id for container in self._containers}
-        for container_id in self._preparation.known_ids() - known:
+        for container_id in await self._workers.run(self._preparation.known_ids) - known:
             shim = await self._find_shim(container_id)
             if shim is not None:
                 if not shim.exited.done():

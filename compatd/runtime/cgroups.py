@@ -360,6 +360,15 @@ def remove(place: ContainerCgroup) -> None:
         raise SystemFailure(f"cannot remove cgroup {failure.filename}: {failure.strerror}") from failure
 
 
+def containers(host: Host) -> set[str]:
+    """The ids of containers that have a cgroup below the default parent, in any hierarchy."""
+    found: set[str] = set()
+    for root in host.cgroup.mount_points:
+        with contextlib.suppress(OSError), os.scandir(root + _parent_path(host, "")) as entries:
+            found |= {entry.name for entry in entries if re.fullmatch(r"[0-9a-f]{64}", entry.name)}
+    return found
+
+
 def oom_kills(place: ContainerCgroup) -> int:
     """How many of the container's processes the kernel has killed for want of memory."""
     directory = place.directory("memory")
