@@ -225,3 +225,22 @@ def test_socket_and_pid_file(engine: OwnEngine) -> None:
     mode = os.stat(engine.socket).st_mode
     assert mode & 0o777 == 0o660
     assert int((engine.folder / "pid").read_text()) == engine.pid
+
+
+@pytest.mark.parametrize("down", [False, True])
+def test_a_shim_that_is_killed_takes_its_container_along(engine: OwnEngine, cli: Cli, down: bool) -> None:
+    """With and without a daemon that sees it: the container has ended with 137, and can be started again."""
+    cli("run", "-d", "--name", "orphan", BUSYBOX, "sleep", "1000")
+    pid = int(cli("inspect", "-f", "{{.State.Pid}}", "orphan"))
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    shim = int(stat.rpartition(")")[2].split()[1])
+    if down:
+        engine.kill()
+    os.kill(shim, signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the container's end")
+    if down:
+        engine.start()
+    wait_until(lambda: status(engine, "orphan") == "exited", "the end is known")
+    assert json.loads(cli("inspect", "-f", "{{json .State}}", "orphan"))["ExitCode"] == (255 if down else 137)
+    cli("start", "orphan")
+    assert status(engine, "orphan") == "running"
