@@ -177,7 +177,7 @@ class Builds:
     async def prune(self, parameters: BuildPruneParameters) -> BuildPruned:
         """Forget which step made which image. The images themselves are ``image prune``'s."""
         for key in parameters.filters:
-            raise InvalidParameter(f"invalid filter '{key}'")
+            raise InvalidParameter(f"failed to prune build cache: invalid filter '{key}'")
         forgotten = list(self._cache)
         await self._store.commit(*(Delete("builds", key) for key in forgotten))
         self._cache.clear()

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable
 from compatd.core import filters as filtering
 from compatd.core import image_reports
 from compatd.core.filters import Filters
-from compatd.core.images import PRUNE_FILTERS, Images
-from compatd.core.transfers import check_platform
+from compatd.core.images import PRUNE_FILTERS, Images, check_platform
+from compatd.core.transfers import wire_platform
 from compatd.errors import Conflict, InvalidParameter
 from compatd.images.reference import parse_normalized
 from compatd.wire.types.images import (
@@ -35,24 +35,25 @@ class Catalog:
     async def inspect(self, reference: str, platform: Platform | None) -> ImageInspect:
         """``GET /images/{name}/json``."""
         image = self._images.get(reference)
-        check_platform(image, platform, reference)
+        check_platform(image, wire_platform(platform), reference)
         return await image_reports.inspect_image(self._images, image)
 
     async def history(self, reference: str, platform: Platform | None) -> list[HistoryItem]:
         """``GET /images/{name}/history``."""
         image = self._images.get(reference)
-        check_platform(image, platform, reference)
+        check_platform(image, wire_platform(platform), reference)
         return await image_reports.image_history(self._images, image)
 
     async def tag(self, reference: str, repo: str, tag: str) -> None:
         """Point ``repo:tag`` at an image; ``InvalidParameter`` in Docker's words."""
+        image = self._images.get(reference)
         name = parse_normalized(repo)
         if name.digest is not None:
             raise InvalidParameter("refusing to create a tag with a digest reference")
         name = name.with_tag(tag) if tag else name.with_default_tag()
         if name.familiar_name == "sha256":
             raise InvalidParameter("refusing to create an ambiguous tag using digest algorithm as name")
-        await self._images.tag(self._images.get(reference), name)
+        await self._images.tag(image, name)
 
     async def remove(self, reference: str, *, force: bool, prune: bool) -> list[ImageDeleted]:
         """Remove a name or an image; see ``Images.remove``."""

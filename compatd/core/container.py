@@ -152,9 +152,9 @@ def not_running(container_id: str) -> Conflict:
     return Conflict(f"container {container_id} is not running")
 
 
-def is_paused(container_id: str) -> Conflict:
-    """moby daemon/errors.go, errContainerIsPaused."""
-    return Conflict(f"Container {container_id} is paused, unpause the container before exec")
+def is_paused(reference: str) -> Conflict:
+    """moby daemon/exec.go, getExecConfig: as the client named it."""
+    return Conflict(f"Container {reference} is paused, unpause the container before exec")
 
 
 def is_restarting(container_id: str) -> Conflict:

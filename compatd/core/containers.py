@@ -30,7 +30,7 @@ from compatd.core.preparation import Preparation
 from compatd.core.store import Delete, Put, Store
 from compatd.core.supervisor import Supervisor, answer_wait, parse_signal
 from compatd.core.volumes import Volumes
-from compatd.errors import Conflict, EngineError, InvalidParameter, NotFound, SystemFailure, Unsupported, reword
+from compatd.errors import Conflict, EngineError, InvalidParameter, SystemFailure, Unsupported, reword
 from compatd.images.content import DiffId
 from compatd.images.manifest import parse_platform
 from compatd.linux.inotify import Watches
@@ -41,6 +41,7 @@ from compatd.shim.spec import Attach
 from compatd.tasks import Workers
 from compatd.wire.streams import ClientSocket
 from compatd.wire.types.containers import (
+    ContainerConfig,
     ContainerCreateRequest,
     ContainerCreateResponse,
     ContainerInspect,
@@ -159,18 +160,18 @@ class Containers:
         if request.config == ContainerConfig():
             raise InvalidParameter("config cannot be empty in order to create a container")
         wanted = parse_platform(platform) if platform else None
-        image = self._images.get(request.image)
-        if wanted is not None:
-            check_platform(image, wanted, request.image)
-        if name:
-            name = names.check_container_name(name)
-        container_id = names.new_id()
-        asked = request.host_config or HostConfig()
         host_config, warnings = creation.complete_host_config(
-            asked,
+            request.host_config or HostConfig(),
             cgroup_version=self._host.cgroup.version,
             log=LogConfig(type=self._config.log_driver, config=dict(self._config.log_opts)),
         )
+        if host_config.uts_mode == "host" and request.hostname:
+            raise InvalidParameter("conflicting options: hostname and the UTS mode")
+        image = self._images.get(request.image)
+        check_platform(image, wanted, request.image)
+        if name:
+            name = names.check_container_name(name)
+        container_id = names.new_id()
         shares_host = host_config.uts_mode == "host" or host_config.network_mode == "host"
         creation.check_config(request)
         config = creation.complete_config(
@@ -191,7 +192,9 @@ class Containers:
             networks=networks,
             mounts=points,
         )
-        warnings += self._preparation.check(record)
+        adapted, more_warnings = self._preparation.check(record)
+        record = msgspec.structs.replace(record, host_config=adapted)
+        warnings += more_warnings
         self._check_name_free(record.name)
         self._names[record.name] = container_id
         try:
@@ -481,13 +484,13 @@ class Containers:
 
     async def kill(self, reference: str, signal: str | None = None) -> None:
         """Send a signal, SIGKILL by default."""
-        container = self.get(reference)
         try:
+            container = self.get(reference)
             number = parse_signal(signal) if signal else 9
             if not 0 < number <= signals.SIGRTMAX:
                 raise InvalidParameter(f"the linux daemon does not support signal {number}")
             await self._supervisor.kill(container, number)
-        except (Conflict, InvalidParameter) as error:
+        except EngineError as error:
             raise reword(error, f"cannot kill container: {reference}: {error}") from error
 
     async def pause(self, reference: str) -> None:

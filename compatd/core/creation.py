@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from compatd.core.supervisor import parse_signal
+from compatd.core.translation import read_security
 from compatd.errors import InvalidParameter, Unsupported
 from compatd.images.manifest import Healthcheck, ImageConfig
 from compatd.wire.types.containers import (
@@ -36,7 +37,6 @@ UNSUPPORTED: tuple[tuple[str, Callable[[HostConfig], Any]], ...] = (
     ("--link", lambda h: h.links),
     ("--volumes-from", lambda h: h.volumes_from),
     ("--volume-driver", lambda h: h.volume_driver not in ("", "local")),
-    ("--device-cgroup-rule", lambda h: h.device_cgroup_rules),
     ("--gpus", lambda h: h.device_requests),
     ("--storage-opt", lambda h: h.storage_opt),
     ("--userns", lambda h: h.userns_mode not in ("", "host")),
@@ -71,8 +71,7 @@ def merge_image_config(config: ContainerConfig, image: ImageConfig) -> Container
         changes["healthcheck"] = _merge_healthcheck(config.healthcheck, given.healthcheck)
     if not config.working_dir:
         changes["working_dir"] = given.working_dir
-    if config.volumes or given.volumes:
-        changes["volumes"] = {**(given.volumes or {}), **(config.volumes or {})}
+    changes["volumes"] = {**(given.volumes or {}), **config.volumes} if config.volumes else given.volumes
     if not config.stop_signal:
         changes["stop_signal"] = given.stop_signal
     if not config.shell:
@@ -177,6 +176,7 @@ def complete_host_config(
     if network_mode == "host" and (ports or host_config.publish_all_ports):
         warnings.append("Published ports are discarded when using host network mode")
     _check_namespaces(host_config)
+    read_security(host_config.security_opt or ())
     for entry in host_config.extra_hosts or ():
         _check_extra_host(entry)
     log_config = _check_log(host_config.log_config, log)
@@ -266,13 +266,13 @@ def _is_address(text: str) -> bool:
 
 
 def _check_log(log: LogConfig, default: LogConfig) -> LogConfig:
-    if not log.type:
-        return LogConfig(type=default.type, config={**(default.config or {}), **(log.config or {})})
+    given = {} if log.type else default.config or {}
+    log = LogConfig(type=log.type or default.type, config={**given, **(log.config or {})})
     if log.type not in LOG_DRIVERS:
-        raise InvalidParameter(f"logger: no log driver named '{log.type}' is registered")
+        raise InvalidParameter(f'error looking up logging plugin {log.type}: plugin "{log.type}" not found')
     for key in log.config or ():
         if log.type == "json-file" and key in _JSON_FILE_LATER:
             raise Unsupported(f"the log option {key} is not supported by this engine")
         if log.type == "json-file" and key not in _JSON_FILE_OPTIONS:
             raise InvalidParameter(f"unknown log opt '{key}' for json-file log driver")
-    return LogConfig(type=log.type, config=log.config or {})
+    return log

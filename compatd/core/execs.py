@@ -62,24 +62,26 @@ class Execs:
         """Execs of a container that have not ended."""
         return [e.id for e in self._execs.values() if e.container is container and e.exit_code is None]
 
-    def create(self, reference: str, request: ExecCreateRequest) -> Exec:
+    async def create(self, reference: str, request: ExecCreateRequest) -> Exec:
         """Check and register (moby daemon/exec.go, ContainerExecCreate)."""
         container = self._containers.get(reference)
         if not request.cmd:
             raise InvalidParameter("No exec command specified")
-        self._check_state(container)
+        self._check_state(container, reference)
+        if request.user and not request.user.isdecimal():
+            await self._preparation.check_user(container.record, request.user)
         self._forget_old(container)
         exec = Exec(id=new_id(), container=container, request=request)
         self._execs[exec.id] = exec
         self._publish(exec, f"exec_create: {' '.join(request.cmd)}")
         return exec
 
-    def _check_state(self, container: Container) -> None:
+    def _check_state(self, container: Container, reference: str) -> None:
         state = container.record.state
         if state is State.RESTARTING:
             raise is_restarting(container.id)
         if state is State.PAUSED:
-            raise is_paused(container.id)
+            raise is_paused(reference)
         if state is not State.RUNNING:
             raise not_running(container.id)
 
@@ -99,7 +101,7 @@ class Execs:
             raise Conflict(f"exec process {exec_id} has already run")
         if exec.started:
             raise Conflict(f"Error: Exec command {exec_id} is already running")
-        self._check_state(exec.container)
+        self._check_state(exec.container, exec.container.id)
         return exec
 
     async def start(self, exec: Exec, attach: Attach | None, socket: ClientSocket | None) -> None:

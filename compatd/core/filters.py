@@ -60,7 +60,12 @@ def boolean(filters: Filters, key: str) -> bool | None:
         return True
     if len(values) == 1 and values[0] in {"0", "false", "False", "FALSE", "f", "F"}:
         return False
-    raise InvalidParameter(f"invalid filter '{key}={list(values)}'")
+    raise invalid_values(key, values)
+
+
+def invalid_values(key: str, values: Sequence[str]) -> InvalidParameter:
+    """moby api/types/filters/errors.go, invalidFilter."""
+    return InvalidParameter(f"invalid filter '{key}=[{' '.join(values)}]'")
 
 
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ns|us|µs|ms|s|m|h)", re.ASCII)

@@ -25,7 +25,7 @@ from compatd.core.store import Change, Delete, Put, Store
 from compatd.errors import Conflict, NotFound
 from compatd.images.content import ContentStore, DiffId, Digest, chain_id, digest_of
 from compatd.images.layers import LayerStore
-from compatd.images.manifest import decode_config
+from compatd.images.manifest import Platform, decode_config, platform_of
 from compatd.images.reference import Reference, parse_normalized
 from compatd.tasks import Workers
 
@@ -284,7 +284,7 @@ class Images:
         by_name = not image.id.removeprefix("sha256:").startswith(reference.removeprefix("sha256:"))
         users = self._users(image)
         if by_name:
-            if _in_one_repository(keys) and len(keys) == 1 and users and not force:
+            if _is_single(keys) and users and not force:
                 # Without its name the image would dangle, and that wants to be said twice.
                 raise Conflict(
                     f'conflict: unable to remove repository reference "{reference}" (must force)'
@@ -301,7 +301,7 @@ class Images:
                     rest.remove(other)
             if rest:
                 return done
-        elif _in_one_repository(keys) or force:
+        elif _is_single(keys) or force:
             self._check_removable(image, users, force=force)
             for key in sorted(keys, key=lambda key: "@" in key):
                 await self._untag(image, key, done)
@@ -335,7 +335,7 @@ class Images:
         if force:
             return
         keys = [key for key, target in self._names.items() if target == image.id]
-        if not _in_one_repository(keys):
+        if not _is_single(keys):
             raise Conflict(f"{subject} (must be forced) - image is referenced in multiple repositories")
         for container, _ in users:
             raise Conflict(f"{subject} (must be forced) - image is being used by stopped container {container[:12]}")
@@ -413,6 +413,16 @@ def no_such_image(reference: str) -> NotFound:
     return NotFound(f"No such image: {reference}")
 
 
+def check_platform(image: Image, wanted: Platform | None, name: str) -> None:
+    """``NotFound`` when an operation on one platform's image is asked for another's."""
+    have = platform_of(image.config)
+    if wanted is not None and have not in wanted.compatible():
+        raise NotFound(
+            f"image with reference {name} was found but its platform ({have}) does not match the specified platform"
+            f" ({wanted})"
+        )
+
+
 def parse_time_ns(text: str | None) -> int:
     """Nanoseconds since 1970 of an RFC 3339 time; 0 for none or an unreadable one."""
     if not text:
@@ -452,5 +462,6 @@ def _repository(key: str) -> str:
     return key.partition("@")[0] if "@" in key else key.rpartition(":")[0]
 
 
-def _in_one_repository(keys: Sequence[str]) -> bool:
-    return len({_repository(key) for key in keys}) <= 1
+def _is_single(keys: Sequence[str]) -> bool:
+    """At most one tag, and digests of its repository only (moby daemon/images/image_delete.go, isSingleReference)."""
+    return len({_repository(key) for key in keys}) <= 1 and sum("@" not in key for key in keys) <= 1

@@ -1,7 +1,8 @@
 """Container records as the API shows them. Pure: what is not in the record is passed in."""
 
 import posixpath
-from collections.abc import Sequence
+import re
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -9,9 +10,11 @@ import msgspec
 
 from compatd.core.container import ContainerRecord
 from compatd.core.container import MountPoint as StoredMount
+from compatd.core.filters import Filters
 from compatd.core.images import format_time
 from compatd.core.lifecycle import ALIVE, State
 from compatd.core.networks import Networks
+from compatd.errors import SystemFailure
 from compatd.wire.types.containers import (
     ContainerInspect,
     ContainerState,
@@ -139,7 +142,7 @@ def network_settings(record: ContainerRecord, networks: Networks) -> NetworkSett
     endpoint = record.endpoints.get("bridge")
     return NetworkSettings(
         sandbox_id=networks.sandbox_id(record),
-        sandbox_key="",
+        sandbox_key=networks.sandbox_key(record),
         ports=port_map(record),
         endpoint_id=bridge.endpoint_id if bridge else "",
         gateway=bridge.gateway if bridge else "",
@@ -222,13 +225,34 @@ def ports_of(record: ContainerRecord) -> list[Port]:
     return ports
 
 
-def matches_ports(record: ContainerRecord, published: Sequence[str], exposed: Sequence[str]) -> bool:
-    """The ``publish`` and ``expose`` filters: ``80``, ``80/udp`` or a range."""
-    if published:
-        have = {key for key, bindings in port_map(record).items() if bindings}
-        if not any(port in have for text in published for port in expand_port(text)):
-            return False
-    return not exposed or any(port in exposed_ports(record) for text in exposed for port in expand_port(text))
+def read_ports(filters: Filters, key: str) -> set[str]:
+    """The values of the ``publish`` and ``expose`` filters, ``80``, ``80/udp`` or a range, as single ports.
+
+    ``SystemFailure`` in the words of moby daemon/list.go and go-connections (nat.ParsePortRange).
+    """
+    ports: set[str] = set()
+    for text in filters.get(key, ()):
+        numbers, _, protocol = text.partition("/")
+        first, dash, last = numbers.partition("-")
+        bad = "" if numbers else "Empty string specified for ports."
+        for number in (first, last) if dash else (first,):
+            if not bad and not re.fullmatch("[0-9]+", number):
+                bad = f'strconv.ParseUint: parsing "{number}": invalid syntax'
+            elif not bad and (len(number.lstrip("0")) > 5 or int(number) > 65535):
+                bad = f'strconv.ParseUint: parsing "{number}": value out of range'
+        if not bad and dash and int(last) < int(first):
+            bad = f"Invalid range specified for the Port: {numbers}"
+        if bad:
+            raise SystemFailure(f"error while looking up for {key} {text}: {bad}")
+        ports.update(f"{number}/{protocol or 'tcp'}" for number in range(int(first), int(last or first) + 1))
+    return ports
+
+
+def matches_ports(record: ContainerRecord, published: Set[str], exposed: Set[str]) -> bool:
+    """Whether a container has any of the ports, where any are wanted."""
+    if published and published.isdisjoint(key for key, bindings in port_map(record).items() if bindings):
+        return False
+    return not exposed or not exposed.isdisjoint(exposed_ports(record))
 
 
 def status_text(record: ContainerRecord, now_ns: int | None = None) -> str:

@@ -9,13 +9,14 @@ import re
 from collections.abc import Iterable, Sequence
 
 from compatd.core.container import MountPoint
-from compatd.errors import InvalidParameter, Unsupported
+from compatd.errors import InvalidParameter, SystemFailure, Unsupported
 from compatd.wire.types.containers import ContainerConfig, HostConfig, Mount
 
 PROPAGATIONS = frozenset({"private", "rprivate", "shared", "rshared", "slave", "rslave"})
 _COPY_MODES = frozenset({"nocopy"})
 _LABEL_MODES = frozenset({"z", "Z"})
 _ACCESS_MODES = frozenset({"rw", "ro"})
+_FIELD = "field {} must not be specified"
 _VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 
 
@@ -47,10 +48,13 @@ def read_mounts(config: ContainerConfig, host_config: HostConfig) -> tuple[Mount
 
 
 def read_bind(text: str) -> MountPoint:
-    """One ``source:target[:mode]`` or ``target`` (moby volume/mounts/linux_parser.go, ParseMountRaw)."""
+    """One ``source:target[:mode]`` or ``target`` (moby volume/mounts/linux_parser.go, ParseMountRaw).
+
+    ``SystemFailure``, which is the kind that Docker has for most of these errors.
+    """
     parts = text.split(":")
     if len(parts) > 3 or not all(parts):
-        raise InvalidParameter(f"invalid volume specification: '{text}'")
+        raise SystemFailure(f"invalid volume specification: '{text}'")
     if len(parts) == 1:
         source, target, mode = "", parts[0], ""
     elif len(parts) == 2 and not parts[1].startswith("/") and _is_mode(parts[1]):
@@ -58,26 +62,26 @@ def read_bind(text: str) -> MountPoint:
     else:
         source, target, mode = parts[0], parts[1], parts[2] if len(parts) == 3 else ""
     if mode and not _is_mode(mode):
-        raise InvalidParameter(f"invalid mode: {mode}")
+        raise SystemFailure(f"invalid mode: {mode}")
     kind = "bind" if source.startswith("/") else "volume"
     words = mode.split(",") if mode else []
     invalid = f"invalid volume specification: '{text}'"
     if "\0" in text or "\n" in text:
-        raise InvalidParameter(invalid)
+        raise SystemFailure(invalid)
     if not target.startswith("/"):
-        raise InvalidParameter(
+        raise SystemFailure(
             f'{invalid}: invalid mount config for type "{kind}":'
             f" invalid mount path: '{target}' mount path must be absolute"
         )
     clean = posixpath.normpath(target)
     if clean == "/":
-        raise InvalidParameter(
+        raise SystemFailure(
             f"{invalid}: invalid mount config for type \"{kind}\": invalid specification: destination can't be '/'"
         )
     propagation = next((word for word in words if word in PROPAGATIONS), "")
     if kind == "volume":
         if propagation:
-            raise InvalidParameter(f"invalid mode: {mode}")
+            raise SystemFailure(f'{invalid}: invalid mount config for type "volume": {_FIELD.format("BindOptions")}')
         if source and not _VOLUME_NAME.fullmatch(source):
             raise InvalidParameter(invalid_volume_name(source))
         return MountPoint(
@@ -86,12 +90,12 @@ def read_bind(text: str) -> MountPoint:
             source="",
             target=clean,
             readonly="ro" in words,
-            mode=mode,
+            mode=mode or "z",  # moby daemon/volumes.go, setBindModeIfNull
             anonymous=not source,
             copy_up="nocopy" not in words,
         )
     if "nocopy" in words:
-        raise InvalidParameter(f"invalid mode: {mode}")
+        raise SystemFailure(f'{invalid}: invalid mount config for type "bind": {_FIELD.format("VolumeOptions")}')
     return MountPoint(
         type="bind",
         source=posixpath.normpath(source),
@@ -121,10 +125,10 @@ def read_mount(mount: Mount) -> MountPoint:
 
     if mount.type in ("image", "npipe", "cluster"):
         raise Unsupported(f'mount type "{mount.type}" is not supported by this engine')
-    if mount.type not in ("bind", "volume"):
-        raise refuse("mount type unknown")
     if not mount.target:
         raise refuse("field Target must not be empty")
+    if mount.type not in ("bind", "volume"):
+        raise refuse("mount type unknown")
     if not mount.target.startswith("/"):
         raise refuse(f"invalid mount path: '{mount.target}' mount path must be absolute")
     target = posixpath.normpath(mount.target)
@@ -216,7 +220,9 @@ def _check_target(target: str, message: str) -> None:
 
 
 def invalid_volume_name(name: str) -> str:
-    """moby volume/service, and volume/local, errors."""
+    """moby volume/local/local.go, validateName."""
+    if len(name) == 1:
+        return f"create {name}: volume name is too short, names should be at least two alphanumeric characters"
     return (
         f'create {name}: "{name}" includes invalid characters for a local volume name, only'
         ' "[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, use absolute path'

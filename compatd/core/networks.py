@@ -22,7 +22,7 @@ from compatd.core.images import format_time
 from compatd.core.lifecycle import ALIVE
 from compatd.core.names import find, new_id
 from compatd.core.store import Put, Store
-from compatd.errors import Conflict, EngineError, InvalidParameter, NotFound, Unsupported
+from compatd.errors import Conflict, EngineError, InvalidParameter, NotFound, SystemFailure, Unsupported
 from compatd.network import netns
 from compatd.network.driver import BridgeDriver, ConnectRequest, Endpoint, default_network, new_endpoint_id
 from compatd.network.driver import Network as BridgeNetwork
@@ -42,6 +42,7 @@ from compatd.wire.types.networks import (
 log = logging.getLogger(__name__)
 
 LIST_FILTERS = ("dangling", "driver", "id", "label", "label!", "name", "scope", "type")
+PRUNE_FILTERS = ("label", "label!", "until")
 PREDEFINED = {"bridge": "bridge", "host": "host", "none": "null"}
 
 
@@ -122,10 +123,6 @@ class Networks:
         """One network with the containers in it."""
         return self._describe(self.get(reference), containers=True)
 
-    def prune(self) -> NetworksPruned:
-        """Nothing: the predefined networks stay."""
-        return NetworksPruned()
-
     def _describe(self, record: NetworkRecord, *, containers: bool) -> Network:
         bridge = self._bridge if record.driver == "bridge" else None
         members: dict[str, NetworkContainer] = {}
@@ -198,12 +195,15 @@ class Networks:
         if settings.driver_opts:
             raise Unsupported("driver options of endpoints are not supported by this engine")
         if mode in PREDEFINED:
+            invalid = f"invalid config for network {mode}: invalid endpoint settings:\n"
             if settings.aliases or settings.links:
-                raise InvalidParameter("network-scoped alias is supported only for containers in user defined networks")
+                raise InvalidParameter(
+                    f"{invalid}network-scoped alias is supported only for containers in user defined networks"
+                )
             if settings.ipam_config is not None and (
                 settings.ipam_config.ipv4_address or settings.ipam_config.ipv6_address
             ):
-                raise InvalidParameter("user specified IP address is supported on user defined networks only")
+                raise InvalidParameter(f"{invalid}user specified IP address is supported on user defined networks only")
 
     def joins(self, record: ContainerRecord, references: Iterable[str]) -> bool:
         """Whether a container is in one of the networks, by name or id."""
@@ -222,9 +222,9 @@ class Networks:
         for name, settings in record.networks.items():
             endpoint = record.endpoints.get(name)
             if record.state in ALIVE:
-                settings = msgspec.structs.replace(
-                    settings, network_id=self._id_of(name), endpoint_id=_derive(record.id, self._id_of(name))
-                )
+                settings = msgspec.structs.replace(settings, endpoint_id=_derive(record.id, self._id_of(name)))
+            if record.started_ns:
+                settings = msgspec.structs.replace(settings, network_id=self._id_of(name))
             if endpoint is not None and record.state in ALIVE:
                 settings = msgspec.structs.replace(
                     settings,
@@ -240,6 +240,17 @@ class Networks:
     def sandbox_id(self, record: ContainerRecord) -> str:
         """Docker's name for the network namespace; made from the container's start, so that it changes with it."""
         return _derive(record.id, str(record.started_ns)) if record.state in ALIVE else ""
+
+    def sandbox_key(self, record: ContainerRecord) -> str:
+        """Where the network namespace is, for programs such as nsenter: nothing is mounted, so it is the process's."""
+        return f"/proc/{record.pid}/ns/net" if record.pid and record.state in ALIVE else ""
+
+    def prune(self, filters: Filters) -> NetworksPruned:
+        """Remove the networks that nobody is in. The predefined ones stay, and there are no others yet."""
+        filtering.check(filters, PRUNE_FILTERS)
+        filtering.until_ns(filters)
+        self._events.publish("network", "prune", "", {"reclaimed": "0"})
+        return NetworksPruned(networks_deleted=None)
 
     async def connect(self, record: ContainerRecord) -> tuple[dict[str, Endpoint], int | None]:
         """Attach a starting container: (endpoints by network, descriptor of its namespace, which the caller owns).
@@ -258,7 +269,10 @@ class Networks:
         return await self._workers.run(self._connect, record, network)
 
     def _share(self, reference: str) -> int:
-        other = self.find_container(reference)
+        try:
+            other = self.find_container(reference)
+        except NotFound as error:
+            raise NotFound(f"joining network namespace of container: {error}") from error
         if other.state not in ALIVE:
             raise Conflict(f"cannot join network of a non running container: {other.id}")
         return os.open(f"/proc/{other.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -329,6 +343,10 @@ class Networks:
     def listing(self, filters: Filters) -> list[Network]:
         """Networks, newest first."""
         filtering.check(filters, LIST_FILTERS)
+        dangling, kinds = _is_dangling(filters), filters.get("type", ())
+        for kind in kinds:
+            if kind not in ("builtin", "custom"):
+                raise SystemFailure(f"invalid filter: 'type'='{kind}'")
         chosen = [
             record
             for record in self._networks.values()
@@ -336,11 +354,18 @@ class Networks:
             and (not filters.get("id") or any(record.id.startswith(text) for text in filters["id"]))
             and (not filters.get("driver") or record.driver in filters["driver"])
             and (not filters.get("scope") or "local" in filters["scope"])
-            and (not filters.get("type") or "builtin" in filters["type"])
+            and (not kinds or "builtin" in kinds)
             and not filters.get("label")
-            and not filtering.boolean(filters, "dangling")
+            and not dangling
         ]
         return [self._describe(record, containers=False) for record in sorted(chosen, key=lambda r: -r.created_ns)]
+
+
+def _is_dangling(filters: Filters) -> bool:
+    values = filters.get("dangling", ())
+    if any(value not in ("true", "1", "false", "0") for value in values) or len(values) > 1:
+        raise InvalidParameter("""invalid value for filter 'dangling', must be "true" (or "1"), or "false" (or "0")""")
+    return bool(values) and values[0] in ("true", "1")
 
 
 def port_requests(record: ContainerRecord) -> tuple[PortRequest, ...]:

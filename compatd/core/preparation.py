@@ -10,6 +10,7 @@ Everything acquired for a start goes on the caller's stack. Removal happens off 
 leaves here is swept at the next start (``core.recovery``), since no record mentions it any more.
 """
 
+import contextlib
 import logging
 import os
 import shutil
@@ -25,7 +26,7 @@ from compatd.config import Config
 from compatd.core.container import ContainerRecord, MountPoint, PendingAttach, PendingWait
 from compatd.core.inspection import ContainerPaths, directory_paths
 from compatd.core.networks import Networks
-from compatd.core.translation import container_spec, environment
+from compatd.core.translation import adapt_resources, container_spec, environment, resources
 from compatd.core.volumes import Volumes
 from compatd.errors import InvalidParameter, SystemFailure
 from compatd.images import diff
@@ -44,7 +45,7 @@ from compatd.shim import users
 from compatd.shim.failures import Failed
 from compatd.shim.spec import Attach, Exec, Launch, Wait
 from compatd.tasks import Workers
-from compatd.wire.types.containers import ExecCreateRequest, TopResponse
+from compatd.wire.types.containers import ExecCreateRequest, HostConfig, TopResponse
 
 log = logging.getLogger(__name__)
 
@@ -102,15 +103,17 @@ class Preparation:
             self._networks.find_container(mode.removeprefix("container:")) if mode.startswith("container:") else record
         )
 
-    def check(self, record: ContainerRecord) -> list[str]:
-        """Try to build the launch document without touching anything: warnings, or what is wrong with the options."""
+    def check(self, record: ContainerRecord) -> tuple[HostConfig, list[str]]:
+        """Try to build the launch document without touching anything: the options with the limits that will be set,
+        and warnings; or what is wrong with the options."""
         netns_fd = None if record.host_config.network_mode == "host" else 0
-        spec = container_spec(
-            record, paths=self.paths(record.id), state_dir=str(self._state), lowers=(), netns_fd=netns_fd
-        )
-        build_launch(spec, self._host)
-        _, warnings = cgroups.check(spec.resources, self._host)
-        return warnings
+        with contextlib.suppress(SystemFailure):  # what Docker finds out at the start only is told then
+            spec = container_spec(
+                record, paths=self.paths(record.id), state_dir=str(self._state), lowers=(), netns_fd=netns_fd
+            )
+            build_launch(spec, self._host)
+        adapted, warnings = cgroups.check(resources(record.host_config), self._host)
+        return adapt_resources(record.host_config, adapted), warnings
 
     # ------------------------------------------------------------------- start
 
@@ -260,9 +263,12 @@ class Preparation:
         The caller closes it. Blocks.
         """
         paths = self.paths(record.id)
+        root_fd = -1
         if pid:
-            root_fd = clone_root(pid)
-        else:
+            # It may end meanwhile; then what it has left is shown.
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                root_fd = clone_root(pid)
+        if root_fd < 0:
             for directory in (paths.upper, paths.work):
                 os.makedirs(directory, exist_ok=True)
             root_fd = self._layers.mount(
@@ -289,16 +295,23 @@ class Preparation:
 
     def owner_of(self, record: ContainerRecord) -> tuple[int, int]:
         """(uid, gid) of the user a container runs as, for copies that are to belong to it."""
+        identity = self._identify(record, record.config.user)
+        return identity.uid, identity.gid
+
+    async def check_user(self, record: ContainerRecord, user: str) -> None:
+        """``InvalidParameter`` in Docker's words for a ``user[:group]`` that a container does not know."""
+        await self._workers.run(self._identify, record, user)
+
+    def _identify(self, record: ContainerRecord, user: str) -> users.Identity:
         with self.assemble(record, record.pid) as tree:
             passwd, group = (
                 tree.root.read(path, users.MAX_FILE_BYTES) if tree.root.exists(path) else b""
                 for path in ("/etc/passwd", "/etc/group")
             )
         try:
-            identity = users.resolve(record.config.user, (), passwd, group)
+            return users.resolve(user, (), passwd, group)
         except Failed as error:
             raise InvalidParameter(str(error)) from error
-        return identity.uid, identity.gid
 
     # --------------------------------------------------------------------- end
 
@@ -311,13 +324,18 @@ class Preparation:
         tasks.detach(self._workers.run(self.remove, record.id), name=f"files of {record.id[:12]}")
 
     def remove(self, container_id: str) -> None:
-        """Remove a container's directories now. Nothing that others can reach is followed."""
+        """Remove a container's directories and cgroups now. Nothing that others can reach is followed."""
+        place = cgroups.locate(self._host, container_id)
+        with contextlib.suppress(SystemFailure):  # busy: the next start will see to it
+            if cgroups.pids(place):
+                cgroups.kill_all(place)
+            cgroups.remove(place)
         for directory in (self._data / container_id, self._state / container_id):
             shutil.rmtree(directory, ignore_errors=True)
 
     def known_ids(self) -> set[str]:
-        """Every id that has a directory, whether or not a record mentions it."""
-        found: set[str] = set()
+        """Every id that has a directory or a cgroup, whether or not a record mentions it. Blocks."""
+        found = cgroups.containers(self._host)
         for root in (self._data, self._state):
             if root.is_dir():
                 found |= {entry.name for entry in os.scandir(root)}

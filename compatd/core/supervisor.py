@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import signal as signals
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -308,6 +309,8 @@ class Supervisor:
         self.publish(container.record, "stop")
 
     async def _signal(self, container: Container, number: int) -> bool:
+        if not 0 < number <= signals.SIGRTMAX:
+            return False
         try:
             shim = container.running_shim()
             await shim.signal(number)
@@ -362,7 +365,7 @@ class Supervisor:
         async with container.lock:
             record = container.record
             if record.state is State.PAUSED:
-                raise Conflict(f"container {record.id} is already paused")
+                raise Conflict(f"Container {record.id} is already paused")
             if record.state is State.RESTARTING:
                 raise containers.is_restarting(record.id)
             container.running_shim()
@@ -375,7 +378,7 @@ class Supervisor:
         async with container.lock:
             record = container.record
             if record.state is not State.PAUSED:
-                raise Conflict(f"container {record.id} is not paused")
+                raise SystemFailure(f"Container {record.id} is not paused")
             await self._preparation.thaw(record)
             await self.commit(container, msgspec.structs.replace(record, state=advance(record.state, Event.UNPAUSE)))
         self.publish(container.record, "unpause")
@@ -436,12 +439,9 @@ def answer_wait(socket: ClientSocket, code: int) -> None:
 
 
 def parse_signal(text: str) -> int:
-    """A signal by number or name, with or without SIG (moby/sys/signal, ParseSignal)."""
-    if text.isascii() and text.isdecimal():
-        number = int(text) if len(text) < 4 else 0
-        if not 0 < number <= signals.SIGRTMAX:
-            raise InvalidParameter(f"invalid signal: {text}")
-        return number
+    """A signal by number or name, with or without SIG. A number may be any but 0 (moby/sys/signal, ParseSignal)."""
+    if re.fullmatch(r"[+-]?[0-9]{1,18}", text) and int(text):
+        return int(text)
     name = "SIG" + text.upper().removeprefix("SIG")
     base, _, offset = name.partition("+") if name.startswith("SIGRTMIN") else name.partition("-")
     if base in ("SIGRTMIN", "SIGRTMAX") and name.startswith(("SIGRTMIN", "SIGRTMAX")):

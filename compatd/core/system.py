@@ -103,6 +103,7 @@ class System:
         count = self._containers.count
         config, host = self._config, self._host
         support = host.cgroup_support
+        mirrors = [mirror.rstrip("/") + "/" for mirror in config.registry_mirrors]
         return Info(
             id=self._id,
             containers=len(list(self._containers)),
@@ -135,13 +136,9 @@ class System:
             architecture=platform.machine(),
             index_server_address="https://index.docker.io/v1/",
             registry_config=RegistryConfig(
-                index_configs={
-                    "docker.io": IndexInfo(
-                        mirrors=list(config.registry_mirrors), name="docker.io", official=True, secure=True
-                    )
-                },
+                index_configs={"docker.io": IndexInfo(mirrors=mirrors, name="docker.io", official=True, secure=True)},
                 insecure_registry_cidrs=["127.0.0.0/8", "::1/128"],
-                mirrors=list(config.registry_mirrors) or None,
+                mirrors=mirrors or None,
             ),
             ncpu=host.cpu_count,
             mem_total=host.memory_total_bytes,

@@ -1,12 +1,15 @@
 """From a container record, in the API's terms, to a ``ContainerSpec``, in the runtime's. Pure but for devices."""
 
+import re
 from collections.abc import Sequence
 from typing import Literal, cast
+
+import msgspec
 
 from compatd.core import mounts
 from compatd.core.container import ContainerRecord
 from compatd.core.inspection import ContainerPaths
-from compatd.errors import InvalidParameter
+from compatd.errors import SystemFailure
 from compatd.runtime import devices
 from compatd.runtime.cgroups import BlkioLimit, Resources
 from compatd.runtime.spec import HOST, NEW, Bind, ContainerSpec, Propagation, Ulimit
@@ -16,6 +19,23 @@ from compatd.wire.types.containers import Resources as WireResources
 
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 Throttle = Literal["read_bps", "write_bps", "read_iops", "write_iops"]
+_LIMITS = {
+    "memory": "memory_bytes",
+    "memory_reservation": "memory_reservation_bytes",
+    "memory_swap": "memory_swap_bytes",
+    "memory_swappiness": "memory_swappiness",
+    "oom_kill_disable": "oom_kill_disable",
+    "nano_cpus": "nano_cpus",
+    "cpu_shares": "cpu_shares",
+    "cpu_period": "cpu_period_us",
+    "cpu_quota": "cpu_quota_us",
+    "cpuset_cpus": "cpuset_cpus",
+    "cpuset_mems": "cpuset_mems",
+    "pids_limit": "pids_limit",
+    "blkio_weight": "blkio_weight",
+}
+_TRUE = ("1", "t", "T", "TRUE", "true", "True")
+_FALSE = ("0", "f", "F", "FALSE", "false", "False")
 _SIZES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -89,6 +109,7 @@ def container_spec(
         ),
         files=_files(network_files or paths),
         devices=_devices(host_config),
+        device_rules=tuple(devices.parse_rule(rule) for rule in host_config.device_cgroup_rules or ()),
         resources=resources(host_config),
         cgroup_parent=host_config.cgroup_parent,
         log=log_spec(record, paths),
@@ -145,6 +166,19 @@ def resources(wire: WireResources) -> Resources:
     )
 
 
+def adapt_resources(host_config: HostConfig, adapted: Resources) -> HostConfig:
+    """``host_config`` with the limits that will be set, where they are not those that were asked for."""
+    wanted = resources(host_config)
+    return msgspec.structs.replace(
+        host_config,
+        **{
+            wire: getattr(adapted, name)
+            for wire, name in _LIMITS.items()
+            if getattr(adapted, name) != getattr(wanted, name)
+        },
+    )
+
+
 class Security:
     """The ``--security-opt`` list, read."""
 
@@ -158,7 +192,7 @@ class Security:
 
 
 def read_security(options: Sequence[str]) -> Security:
-    """``InvalidParameter`` in the words of moby daemon/daemon_unix.go, parseSecurityOpt."""
+    """``SystemFailure`` in the words of moby daemon/daemon_unix.go, parseSecurityOpt."""
     security = Security()
     for option in options:
         if option == "no-new-privileges":
@@ -170,7 +204,7 @@ def read_security(options: Sequence[str]) -> Security:
         if not separator:
             name, separator, value = option.partition(":")
         if not separator:
-            raise InvalidParameter(f'invalid --security-opt 1: "{option}"')
+            raise SystemFailure(f'invalid --security-opt 1: "{option}"')
         match name:
             case "label":
                 # SELinux labels mean nothing where there is no SELinux; Docker accepts them there too.
@@ -186,14 +220,14 @@ def read_security(options: Sequence[str]) -> Security:
                     security.seccomp = value
             case "no-new-privileges":
                 if value not in ("true", "false", "1", "0"):
-                    raise InvalidParameter(f'invalid --security-opt 2: "{option}"')
+                    raise SystemFailure(f'invalid --security-opt 2: "{option}"')
                 security.no_new_privileges = value in ("true", "1")
             case "systempaths":
                 if value != "unconfined":
-                    raise InvalidParameter(f'invalid --security-opt 2: "{option}"')
+                    raise SystemFailure(f'invalid --security-opt 2: "{option}"')
                 security.unconfined_paths = True
             case _:
-                raise InvalidParameter(f'invalid --security-opt 2: "{option}"')
+                raise SystemFailure(f'invalid --security-opt 2: "{option}"')
     return security
 
 
@@ -222,7 +256,7 @@ def _devices(host_config: HostConfig) -> tuple[devices.Device, ...]:
 
 
 def log_spec(record: ContainerRecord, paths: ContainerPaths) -> shim.Log:
-    """``InvalidParameter`` for bad options of the json-file driver (moby daemon/logger/jsonfilelog)."""
+    """``SystemFailure`` for bad options of the json-file driver (moby daemon/logger/jsonfilelog), as a start has it."""
     log = record.host_config.log_config
     if log.type == "none":
         return shim.Log(driver="none")
@@ -230,18 +264,24 @@ def log_spec(record: ContainerRecord, paths: ContainerPaths) -> shim.Log:
     spec = shim.Log(driver="json-file", path=paths.log)
     if "max-size" in options:
         spec["max_size"] = parse_size(options["max-size"])
-    if "max-file" in options:
-        spec["max_file"] = _positive(options["max-file"], "max-file")
-        if spec["max_file"] > 1 and "max-size" not in options:
-            raise InvalidParameter("max-file option cannot be used without max-size")
-    if "compress" in options:
-        if options["compress"] not in ("true", "false"):
-            raise InvalidParameter(f"invalid value for compress: {options['compress']}")
-        spec["compress"] = options["compress"] == "true"
+    if (files := options.get("max-file")) is not None:
+        if not re.fullmatch("[+-]?[0-9]{1,9}", files):
+            raise _bad_log(f'strconv.Atoi: parsing "{files}": invalid syntax')
+        spec["max_file"] = int(files)
+        if spec["max_file"] < 1:
+            raise _bad_log("max-file cannot be less than 1")
+    if (compress := options.get("compress")) is not None:
+        if compress not in _TRUE and compress not in _FALSE:
+            raise _bad_log(f'strconv.ParseBool: parsing "{compress}": invalid syntax')
+        spec["compress"] = compress in _TRUE
     attrs = log_attributes(record, options)
     if attrs:
         spec["attrs"] = attrs
     return spec
+
+
+def _bad_log(reason: str) -> SystemFailure:
+    return SystemFailure(f"failed to create task for container: failed to initialize logging driver: {reason}")
 
 
 def log_attributes(record: ContainerRecord, options: dict[str, str]) -> dict[str, str]:
@@ -265,11 +305,5 @@ def parse_size(text: str) -> int:
         bare = bare.removesuffix("ib").removesuffix("b")
     number, unit = (bare[:-1], bare[-1]) if bare and bare[-1] in "kmgt" else (bare, "")
     if not number.isascii() or not number.replace(".", "", 1).isdecimal() or len(number) > 18:
-        raise InvalidParameter(f"invalid size: '{text}'")
+        raise _bad_log(f"invalid size: '{text}'")
     return int(float(number) * _SIZES[unit])
-
-
-def _positive(text: str, name: str) -> int:
-    if not text.isascii() or not text.isdecimal() or not int(text[:9]) > 0 or len(text) > 9:
-        raise InvalidParameter(f"invalid value for {name}: {text}")
-    return int(text)

@@ -11,7 +11,7 @@ from compatd.core.filters import Filters
 from compatd.core.images import format_time
 from compatd.core.names import new_id
 from compatd.core.store import Delete, Put, Store
-from compatd.errors import Conflict, NotFound
+from compatd.errors import Conflict, InvalidParameter, NotFound
 from compatd.linux.rootdir import Rootdir
 from compatd.tasks import Workers
 from compatd.volumes.local import LocalVolumes, no_such_volume
@@ -132,7 +132,7 @@ class Volumes:
     async def prune(self, filters: Filters, *, anonymous_only: bool) -> VolumesPruned:
         """Remove what no container refers to; only anonymous ones unless ``all=true`` (API 1.42)."""
         filtering.check(filters, PRUNE_FILTERS)
-        everything = filtering.boolean(filters, "all") or not anonymous_only
+        everything = _reads_all(filters) or not anonymous_only
         deleted: list[str] = []
         reclaimed = 0
         for record in list(self._volumes.values()):
@@ -180,3 +180,16 @@ class Volumes:
             and (not filters.get("driver") or "local" in filters["driver"])
         ]
         return VolumeList(volumes=[self._describe(record) for record in sorted(chosen, key=lambda r: r.name)])
+
+
+def _reads_all(filters: Filters) -> bool:
+    """The ``all`` filter of prunes, which Docker words in its own way (moby volume/service, withPrune)."""
+    values = filters.get("all", ())
+    if len(values) > 1:
+        raise InvalidParameter(f"invalid filter 'all=[{' '.join(values)}]': only one value is expected")
+    try:
+        return bool(filtering.boolean(filters, "all"))
+    except InvalidParameter as error:
+        raise InvalidParameter(
+            f"invalid filter 'all': strconv.ParseBool: parsing \"{values[0]}\": invalid syntax"
+        ) from error

@@ -49,7 +49,7 @@ from compatd.wire.types.images import (
     Platform,
     Progress,
 )
-from compatd.wire.types.networks import Network
+from compatd.wire.types.networks import Network, NetworksPruned
 from compatd.wire.types.system import AuthConfig, AuthResponse, DiskUsage, Info, Version
 from compatd.wire.types.volumes import Volume, VolumeCreateRequest, VolumeList, VolumesPruned
 
@@ -151,7 +151,7 @@ class Statistics(Protocol):
 class Execs(Protocol):
     """Processes added to running containers."""
 
-    def create(self, reference: str, request: ExecCreateRequest) -> Exec: ...
+    async def create(self, reference: str, request: ExecCreateRequest) -> Exec: ...
 
     def check_start(self, exec_id: str) -> Exec: ...
 
@@ -210,6 +210,8 @@ class Networks(Protocol):
     def listing(self, filters: Filters) -> list[Network]: ...
 
     def inspect(self, reference: str) -> Network: ...
+
+    def prune(self, filters: Filters) -> NetworksPruned: ...
 
 
 class Volumes(Protocol):

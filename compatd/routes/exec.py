@@ -18,7 +18,7 @@ async def create(backends: Backends, call: Call) -> web.StreamResponse:
     request = await params.body(call, ExecCreateRequest)
     request = versions.upgrade(call.operation.id, call.version, request)
     detach_keys.parse(request.detach_keys)
-    made = backends.execs.create(call.reference, request)
+    made = await backends.execs.create(call.reference, request)
     return call.json(ExecCreateResponse(id=made.id), 201)
 
 

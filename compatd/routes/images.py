@@ -26,6 +26,8 @@ async def history(backends: Backends, call: Call) -> web.StreamResponse:
 
 async def tag(backends: Backends, call: Call) -> web.StreamResponse:
     repo, tag = params.text(call, "repo"), params.text(call, "tag")
+    if not repo:
+        return call.empty(200)  # nor does Docker look for the image then
     await finish(call, backends.images.tag(call.reference, repo, tag))
     return call.empty(201)
 

@@ -26,4 +26,8 @@ async def inspect(backends: Backends, call: Call) -> web.StreamResponse:
     return call.json(network)
 
 
-HANDLERS: dict[str, Handler] = {"NetworkList": listing, "NetworkInspect": inspect}
+async def prune(backends: Backends, call: Call) -> web.StreamResponse:
+    return call.json(backends.networks.prune(params.filters(call)))
+
+
+HANDLERS: dict[str, Handler] = {"NetworkList": listing, "NetworkInspect": inspect, "NetworkPrune": prune}

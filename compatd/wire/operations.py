@@ -77,7 +77,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("NetworkCreate", "POST", "/networks/create", (1, 24), False),
     Operation("NetworkConnect", "POST", "/networks/{id}/connect", (1, 24), False),
     Operation("NetworkDisconnect", "POST", "/networks/{id}/disconnect", (1, 24), False),
-    Operation("NetworkPrune", "POST", "/networks/prune", (1, 25), False),
+    Operation("NetworkPrune", "POST", "/networks/prune", (1, 25), True),
     Operation("PluginList", "GET", "/plugins", (1, 24), True),
     Operation("GetPluginPrivileges", "GET", "/plugins/privileges", (1, 24), False),
     Operation("PluginPull", "POST", "/plugins/pull", (1, 24), False),

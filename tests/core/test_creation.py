@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from compatd.core.creation import check_config, complete_config, complete_host_config
-from compatd.errors import InvalidParameter, Unsupported
+from compatd.errors import EngineError, InvalidParameter, Unsupported
 from compatd.images.manifest import Healthcheck, ImageConfig, RunConfig
 from compatd.wire.types.containers import (
     ContainerConfig,
@@ -123,7 +123,15 @@ def test_host_defaults() -> None:
             {"port_bindings": {"80/tcp": [PortBinding(host_port="abc")]}},
             'invalid port specification: "abc"',
         ),
-        ({"log_config": LogConfig(type="foo", config={})}, "logger: no log driver named 'foo' is registered"),
+        (
+            {"log_config": LogConfig(type="foo", config={})},
+            'error looking up logging plugin foo: plugin "foo" not found',
+        ),
+        (
+            {"log_config": LogConfig(config={"x": "1"})},
+            "unknown log opt 'x' for json-file log driver",
+        ),
+        ({"security_opt": ["x=y"]}, 'invalid --security-opt 2: "x=y"'),
         (
             {"log_config": LogConfig(type="json-file", config={"x": "1"})},
             "unknown log opt 'x' for json-file log driver",
@@ -131,7 +139,7 @@ def test_host_defaults() -> None:
     ],
 )
 def test_bad_host_options_have_dockers_words(options: dict[str, Any], text: str) -> None:
-    with pytest.raises(InvalidParameter) as caught:
+    with pytest.raises(EngineError) as caught:
         host(**options)
     assert str(caught.value) == text
 
