@@ -43,7 +43,8 @@ def main(copy_fd: int) -> None:
     gc.disable()
     gc.freeze()
     with socket.socket(fileno=0) as engine:
-        protocol.send(engine, {"type": "ready"})
+        with contextlib.suppress(BrokenPipeError):  # an engine that has gone already is seen below
+            protocol.send(engine, {"type": "ready"})
         while (received := protocol.receive_bytes(engine)) is not None:
             launch, fds = received
             now = time.monotonic_ns()
