@@ -59,6 +59,11 @@ async def start(config: Config, stack: AsyncExitStack) -> Backends:
         directory = Path(config.data_root) / part
         directory.mkdir(mode=0o710, exist_ok=True)
         spread(directory)
+    spawner = Spawner()
+    stack.push_async_callback(spawner.close)
+    # A launch waits for it, nothing else does: an interpreter starts while we read our state, and longer.
+    spawner_start = tasks.spawn(spawner.start(), name="spawner start")
+    stack.push_async_callback(asyncio.wait, {spawner_start})
     workers = Workers(WORKER_THREADS)
     stack.callback(workers.close)
     store = Store(Path(config.data_root))
@@ -77,9 +82,6 @@ async def start(config: Config, stack: AsyncExitStack) -> Backends:
     driver = BridgeDriver(host_ip=config.ip if config.ip != "0.0.0.0" else "")
     stack.callback(driver.close)
     networks = Networks(config=config, store=store, events=events, driver=driver, workers=workers)
-    spawner = Spawner()
-    stack.push_async_callback(spawner.close)
-    await spawner.start()
     preparation = Preparation(
         config=config, host=host, layers=layers, networks=networks, volumes=volumes, workers=workers
     )
@@ -138,6 +140,7 @@ async def start(config: Config, stack: AsyncExitStack) -> Backends:
     )
     await recovery.run()
     stack.push_async_callback(tasks.cancel_all, timeout_s=STOP_TIMEOUT_S)
+    stack.push_async_callback(asyncio.wait, {spawner_start})  # cut off, it would leave a process behind
     stack.callback(supervisor.stop_watching)
     return Backends(
         containers=containers,
