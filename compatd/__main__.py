@@ -67,7 +67,8 @@ def _serve(config: "compatd.config.Config") -> int:
             # Imports make many objects and no garbage: without collections they take a fifth less time, and none of
             # them needs to be looked at ever again.
             gc.disable()
-            from compatd import app
+            with _no_certificates():
+                from compatd import app
             from compatd.errors import EngineError
 
             gc.freeze()
@@ -79,6 +80,24 @@ def _serve(config: "compatd.config.Config") -> int:
                 return 1
         finally:
             bound.close()
+
+
+@contextlib.contextmanager
+def _no_certificates() -> Generator[None]:
+    """Spare the import of aiohttp the reading of all the certificates that the machine trusts, 40 ms and two megabytes.
+
+    It makes a TLS context for clients that bring none; ours bring their own (``images.registry``), made later from what
+    the environment says. A client that forgot to would trust nobody.
+    """
+    given = os.environ.get("SSL_CERT_FILE")
+    os.environ["SSL_CERT_FILE"] = os.devnull
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ["SSL_CERT_FILE"]
+        else:
+            os.environ["SSL_CERT_FILE"] = given
 
 
 @contextlib.contextmanager
