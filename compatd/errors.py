@@ -38,6 +38,10 @@ class Unavailable(EngineError):
     """Something the engine depends on (a registry, the spawner) cannot be reached now."""
 
 
+class TooManyRequests(EngineError):
+    """Something the engine depends on wants to be asked less often."""
+
+
 class Unsupported(EngineError):
     """A known request or option that this engine does not have."""
 

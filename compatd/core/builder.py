@@ -4,6 +4,7 @@ Apart from ``core.builds``, for this module and the builder cost two megabytes a
 nothing need not load them.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO, cast
@@ -15,9 +16,10 @@ from compatd.core.builds import CacheRecord
 from compatd.core.images import Image, Images
 from compatd.core.store import Put, Store
 from compatd.core.transfers import Transfers
-from compatd.errors import NotFound, Unsupported
+from compatd.errors import InvalidParameter, NotFound
 from compatd.images import compression, tar
 from compatd.images.content import DiffId
+from compatd.images.credentials import registry_domain
 from compatd.images.layers import LayerStore
 from compatd.images.manifest import Platform, platform_of
 from compatd.images.reference import Reference, parse_normalized
@@ -79,10 +81,11 @@ class BuildImages:
         return ports.Base(image_id=image.id, document=image.record.raw)
 
     def _auth(self, reference: Reference) -> AuthConfig | None:
-        auths = cast("dict[str, AuthConfig]", self._auths)
-        if reference.domain == "docker.io":
-            return auths.get("https://index.docker.io/v1/") or auths.get("docker.io")
-        return auths.get(reference.domain)
+        for address, auth in cast("dict[str, AuthConfig]", self._auths).items():
+            with contextlib.suppress(InvalidParameter):
+                if registry_domain(address) == reference.domain:
+                    return auth
+        return None
 
     async def read(self, image_id: str) -> ports.Base:
         """See ``builder.ports.Images``."""
@@ -170,9 +173,15 @@ class BuildArchives:
         return compression.decompressed(stream)
 
 
-class NoFetcher:
-    """``builder.ports.Fetcher`` of an engine that downloads nothing but images yet."""
+class BuildFetcher:
+    """``builder.ports.Fetcher``: the engine's client of registries, which has the proxies and the certificates."""
+
+    def __init__(self, transfers: Transfers) -> None:
+        self._transfers = transfers
 
     async def fetch(self, url: str, into: int, output: ports.Output) -> ports.Fetched:
-        """Refuse."""
-        raise Unsupported(f"ADD of a URL is not supported by this engine: {url}")
+        """See ``builder.ports.Fetcher``."""
+        head = await self._transfers.download(url, into, lambda item: output(ports.Record({"progress": item})))
+        return ports.Fetched(
+            content_disposition=head.get("Content-Disposition", ""), last_modified=head.get("Last-Modified", "")
+        )

@@ -146,7 +146,7 @@ class Builds:
                 cache=builder.BuildCache(self._cache, self._store, self._images),
                 layers=builder.BuildLayers(self._layers, hold),
                 runner=runner,
-                fetcher=builder.NoFetcher(),
+                fetcher=builder.BuildFetcher(self._transfers),
                 archives=builder.BuildArchives(),
                 workers=self._workers,
             )

@@ -8,7 +8,7 @@ import asyncio
 import os
 import platform as machine
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -40,7 +40,7 @@ from compatd.wire.types.images import ErrorDetail, Progress, ProgressDetail
 from compatd.wire.types.system import AuthConfig, AuthResponse
 
 if TYPE_CHECKING:
-    from compatd.images import pull, registry
+    from compatd.images import credentials, pull, registry
 
 Report = Callable[[Progress], None]
 
@@ -74,12 +74,13 @@ class Transfers:
 
     def _connect(self) -> "tuple[registry.RegistryClient, pull.Puller]":
         if self._client is None or self._puller is None:
-            from compatd.images import pull, registry  # a quarter of a second that a start need not spend
+            # A quarter of a second that a start need not spend.
+            from compatd.images import pull, registry, registry_options
 
-            options = registry.RegistryOptions(
+            options = registry_options.RegistryOptions(
                 mirrors=tuple(self._config.registry_mirrors),
                 insecure=tuple(self._config.insecure_registries),
-                proxies=registry.proxies_of(os.environ),
+                proxies=registry_options.proxies_of(os.environ),
                 user_agent=f"docker/28.5.2 go/go1.24 kernel/{machine.release()} os/linux arch/amd64",
             )
             self._client = registry.RegistryClient(options, self._workers)
@@ -250,8 +251,11 @@ class Transfers:
         wanted = parse_platform(parameters.platform) if parameters.platform else parse_platform("linux")
         if wanted.os != "linux":
             raise InvalidParameter(f"operating system is not supported: {wanted.os}")
+        run_config = RunConfig()
         if parameters.changes:
-            raise Unsupported("the --change option of import is not supported by this engine")
+            from compatd.core.changes import apply_changes  # it brings the builder along
+
+            run_config = apply_changes(run_config, parameters.changes)
 
         async def work(report: Report) -> None:
             with self._leased() as hold:
@@ -269,7 +273,7 @@ class Transfers:
                     variant=wanted.variant,
                     os="linux",
                     docker_version="28.5.2",
-                    config=RunConfig(),
+                    config=run_config,
                     container_config=RunConfig(),
                     rootfs=RootFs(diff_ids=[diff_id]),
                     history=[History(created=created, comment=comment)],
@@ -279,6 +283,18 @@ class Transfers:
             self._images.publish("import", image, image.id)
 
         return progress.stream(work, name="import")
+
+    # --------------------------------------------------------------- downloads
+
+    async def download(self, url: str, into: int, report: Report) -> Mapping[str, str]:
+        """Fetch what is at a web address into a descriptor; the head of the answer. Errors in Docker's words."""
+        client, _ = self._connect()
+
+        def advance(current: int, total: int) -> None:
+            item = lines.Progress(status="Downloading", detailed=True, current=current, total=total)
+            report(_pull_progress(item))
+
+        return await client.download(url, into, advance)
 
     # ------------------------------------------------------------------ logins
 
@@ -292,13 +308,13 @@ class Transfers:
         return AuthResponse(identity_token=token, status="Login Succeeded")
 
 
-def registry_credentials(auth: AuthConfig | None) -> "registry.Credentials":
+def registry_credentials(auth: AuthConfig | None) -> "credentials.Credentials":
     """The registry client's form of what a client sent."""
-    from compatd.images import registry
+    from compatd.images import credentials
 
     if auth is None:
-        return registry.ANONYMOUS
-    return registry.Credentials(
+        return credentials.ANONYMOUS
+    return credentials.Credentials(
         username=auth.username,
         password=auth.password,
         identity_token=auth.identitytoken,

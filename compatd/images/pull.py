@@ -24,6 +24,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 from compatd.errors import Cancelled, EngineError, NotFound, SystemFailure
 from compatd.images.compression import decompressed
 from compatd.images.content import ContentStore, DiffId, Digest, Ingest, digest_of
+from compatd.images.credentials import Credentials
 from compatd.images.manifest import (
     DOCUMENT_LIMIT_BYTES,
     Descriptor,
@@ -38,7 +39,8 @@ from compatd.images.manifest import (
 )
 from compatd.images.progress import Progress
 from compatd.images.reference import DEFAULT_TAG, Reference
-from compatd.images.registry import Credentials, RegistryClient, RegistryFault, Repository, pull_error
+from compatd.images.registry import RegistryClient, Repository
+from compatd.images.registry_faults import RegistryFault, pull_error
 from compatd.images.tar import Readable
 from compatd.tasks import Workers, spawn
 

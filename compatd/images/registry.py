@@ -15,196 +15,42 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 from urllib.parse import urlencode, urljoin, urlsplit
 
 import aiohttp
 import msgspec
 from yarl import URL
 
-from compatd.errors import (
-    EngineError,
-    Forbidden,
-    InvalidParameter,
-    NotFound,
-    SystemFailure,
-    Unauthorized,
-    Unavailable,
-    Unsupported,
-)
+from compatd.errors import SystemFailure
 from compatd.images.content import Digest, digest_of, parse_digest
+from compatd.images.credentials import ANONYMOUS, Credentials, registry_domain
 from compatd.images.manifest import DOCUMENT_LIMIT_BYTES, MANIFEST_TYPES, SCHEMA1_TYPES
-from compatd.images.reference import DEFAULT_DOMAIN, Reference, is_domain
+from compatd.images.reference import DEFAULT_DOMAIN, is_domain
+from compatd.images.registry_faults import (
+    STANDARD_TEXTS,
+    Challenge,
+    RegistryFault,
+    code_text,
+    inspect_error,
+    parse_challenges,
+    read_error,
+)
+from compatd.images.registry_options import RegistryOptions, is_address
+from compatd.images.tar import write_all
 from compatd.tasks import Workers
 
 HUB_URL = "https://registry-1.docker.io"
-INDEX_SERVER = "https://index.docker.io/v1/"
 
 _REDIRECT_LIMIT = 10
 _REPLY_LIMIT_BYTES = 1 << 20  # tokens, tag lists, error bodies
 _TAG_PAGE_LIMIT = 1000
 _TOKEN_LEAST_S = 60  # token.md: what a token without expires_in is good for
 _READ_BUFFER_BYTES = 1 << 20
-
-
-class TooManyRequests(Unavailable):
-    """The registry wants to be asked less often."""
-
-
-class RegistryFault(SystemFailure):
-    """What a registry answered or the network did instead of giving what was asked for.
-
-    ``code`` is the registry's own word for it (``MANIFEST_UNKNOWN``), empty when it gave none; ``reached`` says
-    whether there was an answer at all; ``temporary`` whether the same request may succeed later.
-    """
-
-    def __init__(self, text: str, *, code: str = "", reached: bool = True, temporary: bool = False) -> None:
-        super().__init__(text)
-        self.code = code
-        self.reached = reached
-        self.temporary = temporary
-
-
-# Texts which registries repeat when they have nothing to add; then Docker shows the code alone
-# (distribution registry/api/errcode: register.go, errors.go).
-_STANDARD_TEXTS = {
-    "UNKNOWN": "unknown error",
-    "UNSUPPORTED": "The operation is unsupported.",
-    "UNAUTHORIZED": "authentication required",
-    "DENIED": "requested access to the resource is denied",
-    "UNAVAILABLE": "service unavailable",
-    "TOOMANYREQUESTS": "too many requests",
-    "DIGEST_INVALID": "provided digest did not match uploaded content",
-    "SIZE_INVALID": "provided length did not match content length",
-    "NAME_INVALID": "invalid repository name",
-    "TAG_INVALID": "manifest tag did not match URI",
-    "NAME_UNKNOWN": "repository name not known to registry",
-    "MANIFEST_UNKNOWN": "manifest unknown",
-    "MANIFEST_INVALID": "manifest invalid",
-    "MANIFEST_UNVERIFIED": "manifest failed signature verification",
-    "MANIFEST_BLOB_UNKNOWN": "blob unknown to registry",
-    "BLOB_UNKNOWN": "blob unknown to registry",
-    "BLOB_UPLOAD_UNKNOWN": "blob upload unknown to registry",
-    "BLOB_UPLOAD_INVALID": "blob upload invalid",
-}
-_KINDS: dict[str, type[EngineError]] = {
-    "UNSUPPORTED": Unsupported,
-    "UNAUTHORIZED": Unauthorized,
-    "DENIED": Forbidden,
-    "UNAVAILABLE": Unavailable,
-    "TOOMANYREQUESTS": TooManyRequests,
-    **{code: NotFound for code in _STANDARD_TEXTS if code.endswith("_UNKNOWN")},
-    **{code: InvalidParameter for code in _STANDARD_TEXTS if code.endswith("_INVALID")},
-}
-
-
-def inspect_error(fault: EngineError) -> EngineError:
-    """The fault as its kind, for requests which pass on what the registry said."""
-    if isinstance(fault, RegistryFault) and fault.code in _KINDS:
-        return _KINDS[fault.code](str(fault))
-    return fault
-
-
-def pull_error(fault: EngineError, reference: Reference) -> EngineError:
-    """The fault as a pull reports it (translatePullError in moby's distribution/errors.go)."""
-    bare = isinstance(fault, RegistryFault) and str(fault) == _code_text(fault.code)
-    match fault.code if isinstance(fault, RegistryFault) and not bare else "":
-        case "DENIED":
-            return NotFound(
-                f"pull access denied for {reference.familiar_name}, repository does not exist or may require "
-                f"'docker login': {fault}"
-            )
-        case "MANIFEST_UNKNOWN":
-            return NotFound(f"manifest for {reference.familiar} not found: {fault}")
-        case "NAME_UNKNOWN":
-            return NotFound(f"repository {reference.familiar_name} not found: {fault}")
-        case _:
-            return inspect_error(fault)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Credentials:
-    """What a client lets us show to a registry."""
-
-    username: str = ""
-    password: str = field(default="", repr=False)
-    identity_token: str = field(default="", repr=False)
-    """A refresh token, given by an earlier login instead of a password."""
-    registry_token: str = field(default="", repr=False)
-    """A bearer token to send as it is."""
-    server_address: str = ""
-
-
-ANONYMOUS = Credentials()
-
-
-def decode_credentials(header: str) -> Credentials:
-    """Read ``X-Registry-Auth``; like Docker, take what cannot be read for nothing at all."""
-    try:
-        return credentials_of(_header_document(header))
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        return ANONYMOUS
-
-
-def decode_registry_config(header: str) -> dict[str, Credentials]:
-    """Read ``X-Registry-Config`` of a build: credentials by the domain that they are for."""
-    try:
-        return {
-            registry_domain(address): credentials_of(document) for address, document in _header_document(header).items()
-        }
-    except (ValueError, TypeError, AttributeError, RecursionError, InvalidParameter):
-        return {}
-
-
-def _header_document(header: str) -> Mapping[str, Any]:
-    return cast("Mapping[str, Any]", msgspec.json.decode(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4))))
-
-
-def credentials_of(document: Mapping[str, Any]) -> Credentials:
-    """From an AuthConfig document (``POST /auth``). TypeError when a member is no string."""
-    read = {
-        name: document.get(member) or ""
-        for name, member in (
-            ("username", "username"),
-            ("password", "password"),
-            ("identity_token", "identitytoken"),
-            ("registry_token", "registrytoken"),
-            ("server_address", "serveraddress"),
-        )
-    }
-    if not all(isinstance(value, str) for value in read.values()):
-        raise TypeError("AuthConfig members are strings")
-    return Credentials(**read)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RegistryOptions:
-    """The daemon's settings about registries."""
-
-    mirrors: tuple[str, ...] = ()
-    """URLs to try before Docker Hub, in order."""
-    insecure: tuple[str, ...] = ()
-    """``host[:port]`` or CIDR: certificates are not checked, and plain HTTP is tried. Loopback always is."""
-    certs_dir: Path = Path("/etc/docker/certs.d")
-    proxies: Mapping[str, str] = field(default_factory=dict[str, str])
-    """``http``, ``https``: proxy URLs; ``no``: comma-separated exceptions."""
-    user_agent: str = "compatd"
-    connect_timeout_s: float = 15
-    idle_timeout_s: float = 60
-    """How long a connection may say nothing while we wait for it."""
-
-
-def proxies_of(environment: Mapping[str, str]) -> dict[str, str]:
-    """HTTP_PROXY, HTTPS_PROXY and NO_PROXY, in either case, for ``RegistryOptions.proxies``."""
-    found: dict[str, str] = {}
-    for name in ("http", "https", "no"):
-        variable = f"{name}_proxy"
-        if value := environment.get(variable.upper()) or environment.get(variable):
-            found[name] = value if name == "no" or "://" in value else f"http://{value}"
-    return found
+_PROGRESS_STEP_BYTES = 512 << 10  # moby pkg/progress, progressreader.go
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,12 +72,6 @@ class Resolved:
     digest: Digest
     data: bytes | None
     media_type: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Challenge:
-    scheme: str
-    parameters: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,7 +159,7 @@ class RegistryClient:
             return True
         name = urlsplit(f"//{host}").hostname or ""
         try:
-            addresses = [name] if _is_address(name) else await self._addresses(name)
+            addresses = [name] if is_address(name) else await self._addresses(name)
         except OSError:
             return False
         return any(ipaddress.ip_address(a) in network for a in addresses for network in self._insecure_networks)
@@ -329,21 +169,6 @@ class RegistryClient:
             return []
         found = await asyncio.get_running_loop().getaddrinfo(name, None, type=socket.SOCK_STREAM)
         return [str(address[4][0]).partition("%")[0] for address in found]
-
-    def _proxy_for(self, url: URL) -> str | None:
-        host, proxies = url.host or "", self._options.proxies
-        if host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback):
-            return None
-        for exception in (part.strip().lower() for part in proxies.get("no", "").split(",")):
-            name, _, port = exception.partition(":") if exception.count(":") == 1 else (exception, "", "")
-            if not name or (port and port != str(url.port)):
-                continue
-            if name == "*" or host == name.lstrip(".") or host.endswith("." + name.lstrip("*").lstrip(".")):
-                return None
-            with contextlib.suppress(ValueError):
-                if ipaddress.ip_address(host) in ipaddress.ip_network(name, strict=False):
-                    return None
-        return proxies.get(url.scheme)
 
     async def send(
         self,
@@ -382,7 +207,7 @@ class RegistryClient:
                     headers=sent,
                     data=data,
                     ssl=tls,
-                    proxy=self._proxy_for(target),
+                    proxy=self._options.proxy_for(target),
                     allow_redirects=False,
                 )
             except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
@@ -401,8 +226,32 @@ class RegistryClient:
                 sent.pop("Authorization", None)
         raise RegistryFault(f'{verb} "{shown}": stopped after {_REDIRECT_LIMIT} redirects')
 
+    async def download(self, url: str, into: int, advance: Callable[[int, int], None]) -> Mapping[str, str]:
+        """Write what is at a web address into a descriptor: the head of the answer.
+
+        ``advance`` gets the bytes that have come and those there will be (0: unknown), as often as Docker tells its
+        clients. ``SystemFailure`` in the words of moby's builder/remotecontext/remote.go.
+        """
+        response = await self.send("GET", url, Endpoint(url=url))
+        try:
+            if response.status >= 400:
+                said = (await read_reply(response)).strip().decode(errors="replace")
+                raise SystemFailure(f"failed to GET {url} with status {_status_text(response)}: {said}")
+            total, current, told = response.content_length or 0, 0, -_PROGRESS_STEP_BYTES
+            async for piece in _chunks(response, 0):
+                await self._workers.run(write_all, into, piece)
+                current += len(piece)
+                if current - told > _PROGRESS_STEP_BYTES or current == total:
+                    told = current
+                    advance(current, total)
+            if current != told:
+                advance(current, total)
+            return response.headers
+        finally:
+            response.close()
+
     async def token(
-        self, challenge: _Challenge, credentials: Credentials, scope: str, endpoint: Endpoint, *, offline: bool = False
+        self, challenge: Challenge, credentials: Credentials, scope: str, endpoint: Endpoint, *, offline: bool = False
     ) -> tuple[_Token, bool]:
         """A token which the challenge's realm gives for ``scope``; whether it came from the cache."""
         realm, service = challenge.parameters.get("realm", ""), challenge.parameters.get("service", "")
@@ -468,14 +317,14 @@ class _Access:
         self._client = client
         self._credentials = credentials
         self._scope = scope
-        self._challenges: Sequence[_Challenge] = ()
+        self._challenges: Sequence[Challenge] = ()
 
     async def ping(self) -> None:
         """Learn how the registry wants to be authorised; whatever else it answers does not matter here."""
         response = await self._client.send("GET", f"{self.endpoint.url}/v2/", self.endpoint)
         await read_reply(response)
         if response.status == 401:
-            self._challenges = _challenges(response)
+            self._challenges = _challenges_of(response)
 
     async def login(self) -> str:
         """Ask for ``/v2/`` with the credentials; the refresh token that came along, or ''."""
@@ -651,58 +500,16 @@ def reply_fault(response: aiohttp.ClientResponse, body: bytes) -> RegistryFault:
         return RegistryFault(
             f"received unexpected HTTP status: {_status_text(response)}", temporary=response.status >= 500
         )
-    said = _said(response, body)
+    said = read_error(response.status, _media_type(response), body)
     # RFC 6750, section 3.1: the challenge may tell what was wrong with the token.
-    for challenge in _challenges(response):
+    for challenge in _challenges_of(response):
         code = {"invalid_token": "UNAUTHORIZED", "insufficient_scope": "DENIED"}.get(
             challenge.parameters.get("error", "")
         )
         if challenge.scheme == "bearer" and code:
-            text = challenge.parameters.get("error_description") or _STANDARD_TEXTS[code]
-            return RegistryFault(f"{_code_text(code)}: {text}", code=code)
+            text = challenge.parameters.get("error_description") or STANDARD_TEXTS[code]
+            return RegistryFault(f"{code_text(code)}: {text}", code=code)
     return said
-
-
-class _ErrorItem(msgspec.Struct):
-    code: str = "UNKNOWN"
-    message: str = ""
-    detail: Any = None
-
-
-class _ErrorBody(msgspec.Struct):
-    errors: list[_ErrorItem] | None = None
-    details: Any = None
-
-
-def _said(response: aiohttp.ClientResponse, body: bytes) -> RegistryFault:
-    shown = body[:4096].decode(errors="replace")
-    by_status = {401: "UNAUTHORIZED", 403: "DENIED", 429: "TOOMANYREQUESTS"}.get(response.status, "UNKNOWN")
-    if _media_type(response) not in ("application/json", "application/vnd.api+json"):
-        return RegistryFault(f"{_code_text(by_status)}: {shown}" if shown else _code_text(by_status), code=by_status)
-    try:
-        reply = msgspec.json.decode(body, type=_ErrorBody)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        if response.status == 401:
-            return RegistryFault(_code_text("UNAUTHORIZED"), code="UNAUTHORIZED")
-        return RegistryFault(f"error parsing HTTP {response.status} response body: {error}: {_quoted(shown)}")
-    if isinstance(reply.details, str) and reply.details:
-        return RegistryFault(f"{_code_text(by_status)}: {reply.details}", code=by_status)
-    if not reply.errors:
-        if response.status == 401:
-            return RegistryFault(_code_text("UNAUTHORIZED"), code="UNAUTHORIZED")
-        return RegistryFault(
-            f"error parsing HTTP {response.status} response body: no error details found in HTTP response body: "
-            f"{_quoted(shown)}"
-        )
-    texts: list[str] = []
-    codes: list[str] = []
-    for item in reply.errors[:20]:
-        code = item.code if item.code in _STANDARD_TEXTS else "UNKNOWN"
-        codes.append(code)
-        bare = item.detail is None and item.message in ("", _STANDARD_TEXTS[code])
-        texts.append(_code_text(code) if bare else f"{_code_text(code)}: {item.message}")
-    text = texts[0] if len(texts) == 1 else "errors:\n" + "".join(f"{text}\n" for text in texts)
-    return RegistryFault(text, code=codes[0])
 
 
 def _blob_fault(response: aiohttp.ClientResponse, body: bytes) -> RegistryFault:
@@ -711,39 +518,16 @@ def _blob_fault(response: aiohttp.ClientResponse, body: bytes) -> RegistryFault:
     return reply_fault(response, body)
 
 
-def _code_text(code: str) -> str:
-    return code.lower().replace("_", " ")
-
-
-def _quoted(text: str) -> str:
-    return msgspec.json.encode(text).decode()
-
-
 def _status_text(response: aiohttp.ClientResponse) -> str:
     return f"{response.status} {response.reason or ''}".rstrip()
 
 
+def _challenges_of(response: aiohttp.ClientResponse) -> list[Challenge]:
+    return parse_challenges(response.headers.getall("WWW-Authenticate", []))
+
+
 def _media_type(response: aiohttp.ClientResponse) -> str:
     return response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-
-
-_CHALLENGE = re.compile(r'\s*,?\s*(?:([A-Za-z]+)\s+)?([A-Za-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
-
-
-def _challenges(response: aiohttp.ClientResponse) -> list[_Challenge]:
-    """Every challenge of every WWW-Authenticate header (RFC 7235, section 4.1), as far as they can be read."""
-    found: list[_Challenge] = []
-    for header in response.headers.getall("WWW-Authenticate", []):
-        position, scheme, parameters = 0, "", dict[str, str]()
-        while (match := _CHALLENGE.match(header, position)) is not None:
-            if match[1]:
-                scheme, parameters = match[1].lower(), dict[str, str]()
-                found.append(_Challenge(scheme=scheme, parameters=parameters))
-            parameters[match[2].lower()] = match[4] or re.sub(r"\\(.)", r"\1", match[3] or "")
-            position = match.end()
-        if not scheme and (word := re.match(r"\s*([A-Za-z]+)", header)) is not None:
-            found.append(_Challenge(scheme=word[1].lower(), parameters={}))
-    return found
 
 
 # what the network says, in the words of Go's net, net/http and crypto/tls
@@ -831,27 +615,8 @@ def _join(base: str, url: str) -> str | None:
         return None
 
 
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
 def _basic(credentials: Credentials) -> str:
     return "Basic " + base64.b64encode(f"{credentials.username}:{credentials.password}".encode()).decode()
-
-
-def registry_domain(address: str) -> str:
-    """The domain, as in references, of an address in a client's configuration: a host or a URL.
-
-    Empty means Docker Hub. InvalidParameter for what is neither.
-    """
-    host = re.sub(r"^https?://", "", address or INDEX_SERVER).partition("/")[0]
-    if not is_domain(host):
-        raise InvalidParameter(f"invalid registry address {_quoted(address)}")
-    return DEFAULT_DOMAIN if host in ("index.docker.io", "registry-1.docker.io") else host
 
 
 def _changed_ns(directory: Path) -> int:

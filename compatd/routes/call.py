@@ -20,6 +20,7 @@ from compatd.errors import (
     NotFound,
     NotModified,
     SystemFailure,
+    TooManyRequests,
     Unauthorized,
     Unavailable,
     Unsupported,
@@ -43,6 +44,7 @@ STATUSES: tuple[tuple[type[EngineError], int], ...] = (
     (NotModified, 304),
     (Unauthorized, 401),
     (Forbidden, 403),
+    (TooManyRequests, 429),
     (Unavailable, 503),
     (Unsupported, 501),
     (Cancelled, 499),
@@ -140,8 +142,12 @@ class BrokenOff(Exception):
 
 
 def _line(record: Progress) -> bytes:
-    # Docker's stream formatter ends records with CR LF.
-    return json.encode(record)[:-1] + b"\r\n"
+    # Docker's stream formatter ends records with CR LF, and is the one place where it escapes what means something in
+    # HTML. Outside of strings JSON has none of these.
+    line = json.encode(record)[:-1]
+    for letter in (b"<", b">", b"&"):
+        line = line.replace(letter, b"\\u%04x" % ord(letter))
+    return line + b"\r\n"
 
 
 @contextlib.asynccontextmanager

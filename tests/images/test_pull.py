@@ -21,12 +21,14 @@ import zstandard
 
 from compatd.errors import EngineError, InvalidParameter, NotFound, SystemFailure
 from compatd.images.content import ContentStore, DiffId, digest_of
+from compatd.images.credentials import ANONYMOUS, Credentials
 from compatd.images.directories import DirectoryStore
 from compatd.images.manifest import parse_platform
 from compatd.images.progress import Progress, platform_warning, progress_bar, status_line
 from compatd.images.pull import Layers, Puller
 from compatd.images.reference import parse_normalized
-from compatd.images.registry import ANONYMOUS, Credentials, RegistryClient, RegistryOptions
+from compatd.images.registry import RegistryClient
+from compatd.images.registry_options import RegistryOptions
 from compatd.images.tar import Readable
 from compatd.tasks import Workers
 from tests import clients

@@ -1,8 +1,6 @@
 """The registry client against a registry that lies: texts as Docker 28.5.2 gives them for the same replies."""
 
 import asyncio
-import base64
-import json
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -14,10 +12,12 @@ from typing import Any
 import pytest
 from yarl import URL
 
-from compatd.errors import EngineError, Forbidden, NotFound, SystemFailure, Unauthorized
+from compatd.errors import EngineError, SystemFailure, Unauthorized
 from compatd.images import registry as r
 from compatd.images.content import Digest
-from compatd.images.reference import parse_normalized
+from compatd.images.credentials import ANONYMOUS, Credentials
+from compatd.images.registry_faults import RegistryFault, inspect_error
+from compatd.images.registry_options import RegistryOptions, proxies_of
 from compatd.tasks import Workers
 from tests.fakes import registry as fake
 from tests.fakes import tls
@@ -39,7 +39,7 @@ async def client() -> AsyncIterator[Client]:
 
         def make(**options: Any) -> r.RegistryClient:
             limits: dict[str, Any] = {"connect_timeout_s": 5, "idle_timeout_s": 0.3, "certs_dir": Path("/nonexistent")}
-            made = r.RegistryClient(r.RegistryOptions(**limits | options), workers)
+            made = r.RegistryClient(RegistryOptions(**limits | options), workers)
             stack.push_async_callback(made.close)
             return made
 
@@ -56,11 +56,11 @@ async def lying() -> AsyncIterator[LyingRegistry]:
 async def repository(client: r.RegistryClient, host: str, **credentials: str) -> r.Repository:
     """The repository ``img`` at a plain HTTP registry."""
     endpoint = (await client.endpoints(host))[-1]
-    return await client.repository(endpoint, "img", r.Credentials(**credentials))
+    return await client.repository(endpoint, "img", Credentials(**credentials))
 
 
 async def refusal(work: Any) -> str:
-    with pytest.raises(r.RegistryFault) as caught:
+    with pytest.raises(RegistryFault) as caught:
         await work
     return str(caught.value)
 
@@ -162,35 +162,11 @@ async def test_error_replies(
 ) -> None:
     lying.faults["/manifests/"] = fake.failing(status, body, content_type, headers)
     found = await repository(client(), lying.host)
-    with pytest.raises(r.RegistryFault) as caught:
+    with pytest.raises(RegistryFault) as caught:
         await found.resolve("1")
     assert str(caught.value) == text or (not code and text in str(caught.value))
     assert not code or caught.value.code == code
     assert caught.value.temporary == (status >= 500)
-
-
-def test_pulls_word_faults_as_docker_does() -> None:
-    reference = parse_normalized("nobody/nothing:1")
-    denied = r.RegistryFault("denied: requested access to the resource is denied", code="DENIED")
-    unknown = r.RegistryFault("manifest unknown: manifest unknown", code="MANIFEST_UNKNOWN")
-    for fault, text in (
-        (
-            denied,
-            "pull access denied for nobody/nothing, repository does not exist or may require 'docker login': "
-            "denied: requested access to the resource is denied",
-        ),
-        (unknown, "manifest for nobody/nothing:1 not found: manifest unknown: manifest unknown"),
-        (r.RegistryFault("manifest unknown", code="MANIFEST_UNKNOWN"), "manifest unknown"),
-        (
-            r.RegistryFault("name unknown: x", code="NAME_UNKNOWN"),
-            "repository nobody/nothing not found: name unknown: x",
-        ),
-    ):
-        error = r.pull_error(fault, reference)
-        assert (type(error), str(error)) == (NotFound, text)
-    assert isinstance(r.inspect_error(denied), Forbidden)
-    assert isinstance(r.inspect_error(r.RegistryFault("x", code="TOOMANYREQUESTS")), r.TooManyRequests)
-    assert type(r.pull_error(r.RegistryFault("x"), reference)) is r.RegistryFault
 
 
 async def test_a_manifest_is_what_its_digest_says(client: Client, lying: LyingRegistry) -> None:
@@ -274,13 +250,13 @@ async def test_broken_blobs_are_faults_worth_another_try(client: Client, lying: 
     found = await repository(client(), lying.host)
     for fault, text in ((fake.cut_after(1000), "unexpected EOF"), (fake.silent_after(1000), "timeout")):
         lying.faults["/blobs/"] = fault
-        with pytest.raises(r.RegistryFault, match=text) as caught:
+        with pytest.raises(RegistryFault, match=text) as caught:
             await read(found, digest)
         assert caught.value.temporary
 
 
 async def test_a_missing_blob_is_not_worth_another_try(client: Client, lying: LyingRegistry) -> None:
-    with pytest.raises(r.RegistryFault, match="unknown blob") as caught:
+    with pytest.raises(RegistryFault, match="unknown blob") as caught:
         await read(await repository(client(), lying.host), MISSING)
     assert not caught.value.temporary
 
@@ -304,28 +280,6 @@ async def test_lists_of_tags_are_read_to_their_end(client: Client, lying: LyingR
 
 
 # authentication
-
-
-def encoded(document: Any) -> str:
-    return base64.urlsafe_b64encode(json.dumps(document).encode()).decode()
-
-
-def test_credentials_in_headers() -> None:
-    document = {"username": "u", "password": "p", "serveraddress": "s", "identitytoken": "i", "registrytoken": "r"}
-    expected = r.Credentials(username="u", password="p", server_address="s", identity_token="i", registry_token="r")
-    assert r.decode_credentials(encoded(document)) == expected
-    assert r.decode_credentials(encoded(document).rstrip("=")) == expected
-    for text in ("", "garbage!", "e30", encoded([]), encoded({"username": 3}), "=", "\u00e9"):
-        assert r.decode_credentials(text) == r.ANONYMOUS
-    assert "p'" not in repr(expected)
-
-
-def test_credentials_for_builds() -> None:
-    header = encoded({"https://index.docker.io/v1/": {"username": "hub"}, "r.example:5000": {"username": "mine"}})
-    found = r.decode_registry_config(header)
-    assert {domain: one.username for domain, one in found.items()} == {"docker.io": "hub", "r.example:5000": "mine"}
-    for text in ("", "garbage!", encoded([]), encoded({"a b": {}}), encoded({"a.b": 3})):
-        assert r.decode_registry_config(text) == {}
 
 
 async def test_anonymous_tokens_are_fetched_once(client: Client, lying: LyingRegistry) -> None:
@@ -358,10 +312,10 @@ async def test_token_servers_are_asked_with_the_credentials(client: Client, lyin
     for wrong in ({"username": "u", "password": "bad"}, {}):
         found = await repository(client(), lying.host, **wrong)
         url = f"http://{lying.host}/v2/img/manifests/1"
-        with pytest.raises(r.RegistryFault) as caught:
+        with pytest.raises(RegistryFault) as caught:
             await found.resolve("1")
         assert str(caught.value) == f'Head "{url}": unauthorized: incorrect username or password'
-        assert isinstance(r.inspect_error(caught.value), Unauthorized)
+        assert isinstance(inspect_error(caught.value), Unauthorized)
 
 
 async def test_an_identity_token_is_exchanged(client: Client, lying: LyingRegistry) -> None:
@@ -412,7 +366,7 @@ async def test_mirrors_do_not_see_the_credentials(client: Client, lying: LyingRe
     made = client(mirrors=(f"http://{lying.host}",))
     endpoint = (await made.endpoints("docker.io"))[0]
     lying.realm = "basic"
-    found = await made.repository(endpoint, "img", r.Credentials(username="u", password="p"))
+    found = await made.repository(endpoint, "img", Credentials(username="u", password="p"))
     assert "no basic auth credentials" in await refusal(found.resolve("1"))
 
 
@@ -430,7 +384,7 @@ async def test_mirrors_do_not_see_the_credentials(client: Client, lying: LyingRe
 async def test_login(client: Client, lying: LyingRegistry, realm: str, credentials: dict[str, str], text: str) -> None:
     lying.realm, lying.user, lying.password = realm, "u", "p"
     for address in (lying.host, f"http://{lying.host}/v2/"):
-        login = client().check_login(r.Credentials(**credentials, server_address=address))
+        login = client().check_login(Credentials(**credentials, server_address=address))
         if not text:
             assert await login == ""
             continue
@@ -443,7 +397,7 @@ async def test_login(client: Client, lying: LyingRegistry, realm: str, credentia
 async def test_login_gives_the_identity_token(client: Client, lying: LyingRegistry) -> None:
     lying.realm = "self"
     lying.faults["/token"] = fake.failing(200, b'{"token":"token-1","refresh_token":"again"}', JSON)
-    credentials = r.Credentials(username="u", password="p", server_address=lying.host)
+    credentials = Credentials(username="u", password="p", server_address=lying.host)
     assert await client().check_login(credentials) == "again"
     token_request = next(path for _, path, _ in lying.seen if path.startswith("/token"))
     assert token_request == "/token?account=u&client_id=docker&offline_token=true&service=lies"
@@ -452,7 +406,7 @@ async def test_login_gives_the_identity_token(client: Client, lying: LyingRegist
 async def test_login_at_what_is_no_host(client: Client) -> None:
     for address in ("a b", "user@host", "https://", "/../..", "a\n"):
         with pytest.raises(EngineError, match="invalid registry address"):
-            await client().check_login(r.Credentials(server_address=address))
+            await client().check_login(Credentials(server_address=address))
 
 
 # the network
@@ -462,7 +416,7 @@ async def test_nobody_there(client: Client) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{unused.getsockname()[1]}"
-        with pytest.raises(r.RegistryFault) as caught:
+        with pytest.raises(RegistryFault) as caught:
             await repository(client(), host)
     assert str(caught.value) == f'Get "http://{host}/v2/": dial tcp {host}: connect: connection refused'
     assert not caught.value.reached
@@ -471,7 +425,7 @@ async def test_nobody_there(client: Client) -> None:
 async def test_somebody_else_there(client: Client, lying: LyingRegistry) -> None:
     made = client()
     first = (await made.endpoints(lying.host))[0]
-    text = await refusal(made.repository(first, "img", r.ANONYMOUS))
+    text = await refusal(made.repository(first, "img", ANONYMOUS))
     assert text == f'Get "https://{lying.host}/v2/": http: server gave HTTP response to HTTPS client'
 
 
@@ -509,7 +463,7 @@ async def test_certificates(client: Client, tmp_path: Path) -> None:
         made = client(certs_dir=tmp_path)
 
         async def resolve(endpoint: r.Endpoint) -> object:
-            return await (await made.repository(endpoint, "img", r.ANONYMOUS)).resolve("1")
+            return await (await made.repository(endpoint, "img", ANONYMOUS)).resolve("1")
 
         unknown_authority = "x509: certificate signed by unknown authority"
         text = f'Get "https://{host}/v2/": tls: failed to verify certificate: {unknown_authority}'
@@ -527,11 +481,11 @@ async def test_certificates(client: Client, tmp_path: Path) -> None:
 
 
 async def test_proxies(client: Client, lying: LyingRegistry) -> None:
-    proxies = r.proxies_of({"http_proxy": lying.host, "NO_PROXY": "direct.test,10.0.0.0/8"})
+    proxies = proxies_of({"http_proxy": lying.host, "NO_PROXY": "direct.test,10.0.0.0/8"})
     assert proxies == {"http": f"http://{lying.host}", "no": "direct.test,10.0.0.0/8"}
     made = client(proxies=proxies)
     far = r.Endpoint(url="http://far.test")
-    assert (await (await made.repository(far, "img", r.ANONYMOUS)).resolve("1")).digest
+    assert (await (await made.repository(far, "img", ANONYMOUS)).resolve("1")).digest
     assert {headers["Host"] for _, _, headers in lying.seen} == {"far.test"}
     for direct in (
         "http://direct.test",
@@ -540,6 +494,23 @@ async def test_proxies(client: Client, lying: LyingRegistry) -> None:
         "http://127.0.0.1",
         "http://localhost",
     ):
-        assert made._proxy_for(URL(direct)) is None
-    assert made._proxy_for(URL("http://11.1.2.3")) == f"http://{lying.host}"
-    assert made._proxy_for(URL("https://far.test")) is None
+        assert made._options.proxy_for(URL(direct)) is None
+    assert made._options.proxy_for(URL("http://11.1.2.3")) == f"http://{lying.host}"
+    assert made._options.proxy_for(URL("https://far.test")) is None
+
+
+async def test_downloads(client: Client, lying: LyingRegistry, tmp_path: Path) -> None:
+    """ADD of a URL in a Dockerfile."""
+    lying.faults["/file"] = fake.failing(200, b"x" * 10, "text/plain", {"Last-Modified": "now"})
+    steps: list[tuple[int, int]] = []
+    with (tmp_path / "file").open("wb") as file:
+        head = await client().download(f"http://{lying.host}/file", file.fileno(), lambda *step: steps.append(step))
+        assert (tmp_path / "file").read_bytes() == b"x" * 10
+        assert (head["Last-Modified"], steps) == ("now", [(10, 10)])
+        lying.faults["/file"] = fake.failing(404, b" sorry\n", "text/plain")
+        with pytest.raises(SystemFailure) as caught:
+            await client().download(f"http://{lying.host}/file", file.fileno(), lambda *_: None)
+        assert str(caught.value) == f"failed to GET http://{lying.host}/file with status 404 Not Found: sorry"
+        with pytest.raises(SystemFailure) as caught:
+            await client().download("http://127.0.0.1:1/x", file.fileno(), lambda *_: None)
+        assert str(caught.value) == 'Get "http://127.0.0.1:1/x": dial tcp 127.0.0.1:1: connect: connection refused'
