@@ -17,8 +17,9 @@ log = logging.getLogger(__name__)
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
-    """Whether a record tells of something that is wrong with the engine; a client that speaks no HTTP is not."""
-    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+    """Whether a record tells of something that is wrong with the engine; a client that speaks no HTTP, or that has
+    gone, is not."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError | ConnectionError))
 
 
 log.addFilter(_is_ours)
