@@ -28,6 +28,20 @@ def test_the_spawner_loads_almost_nothing() -> None:
     assert modules & heavy == set()
 
 
+def test_the_engine_starts_without_what_most_starts_do_not_need() -> None:
+    """Building, pulling: loaded at the first build and the first pull."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, compatd.app; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    modules = set(done.stdout.split())
+    assert not {name for name in modules if name.startswith("compatd.builder")}
+    assert modules & {"compatd.core.builder", "compatd.core.runner", "compatd.images.registry", "pyroute2"} == set()
+
+
 def test_wire_types_stand_alone() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "import sys, compatd.wire; print(*(m for m in sys.modules if m.startswith('compatd')))"],
