@@ -42,7 +42,7 @@ class Server:
         self._web_server = web_server
         self._servers = servers
 
-    async def close(self, *, timeout_s: float = 2.0) -> None:
+    async def close(self, *, timeout_s: float = 0.25) -> None:
         """Accept nothing more, cancel what runs, close every connection. Hijacked ones are no longer ours."""
         for server in self._servers:
             server.close()
