@@ -29,6 +29,7 @@ from compatd.shim.spec import Attach, Exec, Exit, Launch, Wait
 log = logging.getLogger(__name__)
 
 SPAWNER_START_S = 10.0
+SPAWNER_END_S = 5.0
 LOST_CODE = 137  # a container goes with its shim, by SIGKILL
 
 _BOOT = (
@@ -291,7 +292,7 @@ class Shim:
 
     def _on_end(self) -> None:
         if not self._started.done():
-            self._started.set_exception(ShimLost(self._forked))
+            self._started.set_exception(ShimLost(forked=self._forked))
         if not self._exit.done():
             lost = Exit(
                 code=LOST_CODE,
@@ -314,7 +315,7 @@ class Shim:
 class ShimLost(SystemFailure):
     """The connection ended before the shim said anything; ``forked``: it had begun."""
 
-    def __init__(self, forked: bool) -> None:
+    def __init__(self, *, forked: bool) -> None:
         super().__init__("the container's shim ended while it was starting")
         self.forked = forked
 
@@ -352,7 +353,12 @@ class Spawner:
         if self._connection is not None:
             self._connection.close()
         if self._process is not None:
-            await self._process.wait()
+            try:
+                await asyncio.wait_for(self._process.wait(), SPAWNER_END_S)
+            except TimeoutError:
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.kill()
+                await self._process.wait()
 
     @property
     def pid(self) -> int:
@@ -360,36 +366,46 @@ class Spawner:
         return 0 if self._process is None or self._process.returncode is not None else self._process.pid
 
     async def launch(self, launch: Launch, fds: Sequence[int] = ()) -> Shim:
-        """Start a container; returns when its program is running.
+        """Start a container; returns when its init is set up, about to execute the program.
 
         The caller keeps its descriptors and closes them afterwards. ``StartFailed`` with Docker's text and exit code;
         sockets of clients that were passed are untouched then. Cancelling kills what was started.
         """
         document = protocol.encode_launch(launch)
-        for attempt in (1, 2):
-            await self.start()
-            assert self._connection is not None
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            shim = Shim(Path(launch["state_dir"]), ours)
-            shim.id = launch["id"]
-            try:
-                with theirs:
-                    await self._connection.send_bytes(document, [*fds, theirs.fileno()])
-                await shim.started()
-            except (ShimLost, ConnectionError) as error:
-                shim.close()
-                # Unless the shim has said that it exists, nothing was done: the spawner died, or could not fork.
-                if attempt == 2 or (isinstance(error, ShimLost) and error.forked):
-                    raise StartFailed(str(error), 128) from error
-            except asyncio.CancelledError:
-                shim.cancel()
-                raise
-            except BaseException:
-                shim.close()
-                raise
-            else:
-                return shim
-        raise AssertionError("unreachable")
+        try:
+            return await self._launch(launch, document, fds)
+        except ShimLost as error:
+            # Unless the shim has said that it exists, nothing was done: the spawner died, or could not fork.
+            if error.forked:
+                raise StartFailed(str(error), 128) from error
+        try:
+            return await self._launch(launch, document, fds)
+        except ShimLost as error:
+            raise StartFailed(str(error), 128) from error
+
+    async def _launch(self, launch: Launch, document: bytes, fds: Sequence[int]) -> Shim:
+        await self.start()
+        assert self._connection is not None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                await self._connection.send_bytes(document, [*fds, theirs.fileno()])
+        except BaseException as error:
+            ours.close()
+            if isinstance(error, ConnectionError):
+                raise ShimLost(forked=False) from error
+            raise
+        shim = Shim(Path(launch["state_dir"]), ours)
+        shim.id = launch["id"]
+        try:
+            await shim.started()
+        except asyncio.CancelledError:
+            shim.cancel()
+            raise
+        except BaseException:
+            shim.close()
+            raise
+        return shim
 
     async def _execute(self, copy: int) -> bool:
         """Run the spawner; False when it ended before it was ready."""

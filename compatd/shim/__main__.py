@@ -1,4 +1,4 @@
-"""The spawner: execed once by the engine, forks a shim for each container.
+"""The spawner: execed once by the engine, forks a shim for each container, one ahead.
 
 One thread, few imports, a frozen heap: what it loads is shared by all its shims, and a start costs a fork rather than
 an interpreter. Descriptor 0 is its socket to the engine; when that closes it ends, and its shims go on without it.
@@ -12,10 +12,12 @@ an entrypoint, a shebang or an exec it leads nowhere.
 import contextlib
 import gc
 import os
+import select
 import signal
 import socket
 import sys
 import time
+from typing import NoReturn
 
 from compatd.linux import syscalls
 from compatd.shim import protocol, shim, title
@@ -45,18 +47,55 @@ def main(copy_fd: int) -> None:
     with socket.socket(fileno=0) as engine:
         with contextlib.suppress(BrokenPipeError):  # an engine that has gone already is seen below
             protocol.send(engine, {"type": "ready"})
-        while (received := protocol.receive_bytes(engine)) is not None:
-            launch, fds = received
-            now = time.monotonic_ns()
-            try:
-                pid = os.fork()
-            except OSError as error:
-                # The engine sees the shim's connection close.
-                print(f"compatd-spawner: fork: {error}", file=sys.stderr, flush=True)
-                pid = -1
-            if not pid:
-                shim.run(launch, fds, now)
-            fds.close()
+        while _have_one_ready(engine):
+            pass
+
+
+def _have_one_ready(engine: socket.socket) -> bool:
+    """Keep one shim waiting for a launch, until it has taken one; False when the engine has gone.
+
+    It receives the launch itself, so that a start need not wait for its fork, nor for the pages that it writes first.
+    """
+    told, tells = os.pipe()
+    spawner = os.getpid()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        print(f"compatd-spawner: fork: {error}", file=sys.stderr, flush=True)
+        os.close(told)
+        os.close(tells)
+        received = protocol.receive_bytes(engine)
+        if received is None:
+            return False
+        received[1].close()  # the engine sees that nobody has begun with it
+        return True
+    if not pid:
+        os.close(told)
+        _stand_by(engine, tells, spawner)
+    os.close(tells)
+    taken = os.read(told, 1)
+    os.close(told)
+    return bool(taken) or not _hung_up(engine)
+
+
+def _stand_by(engine: socket.socket, tells: int, spawner: int) -> NoReturn:
+    """In the child: wait for a launch and become its shim. ``tells`` is how that is told, once it can be disturbed."""
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)  # without a spawner, another one's shim takes it
+    if os.getppid() != spawner:
+        os._exit(0)
+    shim.warm_up()
+    received = protocol.receive_bytes(engine)
+    if received is None:
+        os._exit(0)
+    now = time.monotonic_ns()
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 0)
+    shim.run(*received, tells, now)
+
+
+def _hung_up(engine: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(engine, 0)
+    return bool(poll.poll(0))
 
 
 if __name__ == "__main__":

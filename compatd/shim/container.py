@@ -1,8 +1,10 @@
 """What the shim's children do between fork and exec: become a container's init, or enter a running container.
 
-Each reports to the shim over a socket that closes on exec: ``ready`` (with the terminal's master and the time each
-phase took) and then nothing is success, ``failed`` is the client's text and exit code. The steps before the root has
-changed see the host's tree and trust only paths of the engine's; the steps after it trust nothing they find.
+Each reports to the shim over a socket that closes on exec: ``failed`` is the client's text and exit code; ``ready``
+(with the terminal's master and the time each phase took) means that only seccomp(2) and execve(2) are left. That is
+where Docker's start returns as well: what the kernel has against the program then is the container's own failure, and
+it is told on its stderr. The steps before the root has changed see the host's tree and trust only paths of the
+engine's; the steps after it trust nothing they find.
 """
 
 import contextlib
@@ -132,11 +134,11 @@ def become_init(document: bytes, fds: list[int], ends: Ends, report: Report) -> 
         process.limit(spec)
         process.become(spec, identity)
         file = b"" if launch["init"] else process.find(given.argv[0], process.search_path(given.envp))
+        process.reset_signals()
         report.done("privileges")
         report.ready(master)
         if launch["init"]:
             _stay(spec, identity, given, report)
-        process.reset_signals()
         syscalls.mark_cloexec(_STDIO)
         process.filter_calls(spec)
         process.execute(file, given)
@@ -148,7 +150,6 @@ def become_init(document: bytes, fds: list[int], ends: Ends, report: Report) -> 
 def _stay(spec: Process, identity: users.Identity, given: process.Environment, report: Report) -> NoReturn:
     """Remain as pid 1 with the user's privileges."""
     capabilities = spec["capabilities"]
-    process.reset_signals()
     syscalls.set_process_name("docker-init")
     title.show(["/sbin/docker-init", "--", *spec["args"]])
     process.filter_calls(spec)
@@ -184,9 +185,9 @@ def enter(spec: Exec, pidfd: int, ends: Ends, report: Report) -> NoReturn:
         process.limit(wanted)
         process.become(wanted, identity)
         file = process.find(given.argv[0], process.search_path(given.envp))
+        process.reset_signals()
         report.done("privileges")
         report.ready(master)
-        process.reset_signals()
         syscalls.mark_cloexec(_STDIO)
         process.filter_calls(wanted)
         process.execute(file, given)

@@ -41,8 +41,22 @@ REMOVAL_RETRIES = 8
 _SUN_PATH_BYTES = 107  # unix(7)
 
 
-def run(document: bytes, fds: FdSet, received_ns: int) -> NoReturn:
+def warm_up() -> None:
+    """Do once, with nothing at stake, what a start does first: what it writes to is then this process's own already."""
+    protocol.encode(cast(Message, json.loads('{"a":["b",1,null,{"c":true}]}')))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        protocol.send(ours, {"type": "none"})
+        protocol.receive(theirs)
+    for fd in os.pipe():
+        os.close(fd)
+    syscalls.unshare(syscalls.CLONE_NEWPID)  # nearly every container wants its own
+
+
+def run(document: bytes, fds: FdSet, tells: int, received_ns: int) -> NoReturn:
     """Be a container's shim: the forked child's whole life. ``fds`` end with the connection to the engine.
+
+    ``tells``: a byte written there has the spawner fork the next shim.
 
     What is left after an error is a traceback in shim.log; the init dies with the shim.
     """
@@ -51,7 +65,10 @@ def run(document: bytes, fds: FdSet, received_ns: int) -> NoReturn:
         share, _, init_share = protocol.unwrap(document, fds).partition(b"\n")
         launch = cast(ShimShare, json.loads(share))
         state_dir = launch["state_dir"]
-        Shim(launch, init_share, fds, received_ns).run()
+        made = Shim(launch, init_share, fds, received_ns)
+        os.write(tells, b"!")  # not before: both would want the processors
+        os.close(tells)
+        made.run()
     except SystemExit:
         pass  # the start has failed, and that has been told
     except BaseException:
@@ -61,7 +78,7 @@ def run(document: bytes, fds: FdSet, received_ns: int) -> NoReturn:
 
 
 def _settle(id_: str) -> None:
-    """Let go of what came from the spawner and the engine; a fork for the container needs none of this."""
+    """Let go of what came from the spawner and the engine. When the container runs: nobody waits for this."""
     syscalls.set_process_name("compatd-shim")
     title.show(["compatd-shim", id_])
     os.setsid()
@@ -95,7 +112,7 @@ class Child:
         self.report = report
         self._pipes = pipes
         self.phases: dict[str, int] | None = None  # once it is ready
-        self.failure: tuple[str, int] | None = None
+        self.failure: tuple[str, int] | None = None  # why it did not start; or, having started, ended at once
         self.started_ns = 0
         self.status: int | None = None
         self.exit: Exit | None = None
@@ -163,9 +180,10 @@ class Shim:
         descriptors = [fds.steal(index) for index in range(len(fds))]
         try:
             namespace = launch["namespaces"]["pid"]
-            # Of the children to come, execs among them: so that each is one fork.
-            if namespace["mode"] == "new":
-                syscalls.unshare(syscalls.CLONE_NEWPID)
+            # Of the children to come, execs among them: so that each is one fork. A new one is there already.
+            if namespace["mode"] == "host":
+                with open("/proc/self/ns/pid", "rb", buffering=0) as own:
+                    syscalls.setns(own.fileno(), syscalls.CLONE_NEWPID)
             elif namespace["mode"] == "fd":
                 syscalls.setns(descriptors[namespace.get("fd", -1)], syscalls.CLONE_NEWPID)
             child = self._fork(
@@ -187,7 +205,6 @@ class Shim:
             self._oom_kills = cgroup.oom_kills(launch["cgroup"])
             child.report.send(b"cgroups")
             self._mark("cgroups")
-            _settle(launch["id"])
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(protocol.EXIT_NAME, dir_fd=self._state)
             if launch["log"]["driver"] == "json-file":
@@ -269,7 +286,7 @@ class Shim:
         self._loop.watch(child.pidfd, IN, lambda _: self._on_end(child))
 
     def _on_report(self, child: Child) -> None:
-        """Read what the child says, until it executes its program (the socket closes) or fails."""
+        """Read what the child says, until it executes its program or ends (the socket closes)."""
         while child.report.fileno() >= 0:
             try:
                 received = protocol.receive(child.report)
@@ -278,14 +295,14 @@ class Shim:
             if received is None:
                 self._loop.forget(child.report.fileno())
                 child.report.close()
-                if child.phases is not None and child.failure is None:
-                    self._on_started(child)
                 return
             message, fds = received
             if message["type"] == "ready":
                 child.phases = message["phases"]
                 if len(fds):
-                    child.stdio.use_terminal(fds.steal(0))
+                    child.stdio.use_terminal(fds.pop())
+                if child.failure is None:
+                    self._on_started(child)
             elif child.failure is None:
                 child.failure = (message["text"], message["exit_code"])
             fds.close()
@@ -300,6 +317,7 @@ class Shim:
             self._phases.update({f"init {name}": us for name, us in (child.phases or {}).items()})
             self._mark("started")
             self._tell(self._describe())
+            _settle(self._launch["id"])
         else:
             self._tell({"type": "exec_started", "exec_id": child.exec_id, "pid": child.pid})
 
@@ -328,6 +346,8 @@ class Shim:
             return
         code = os.waitstatus_to_exitcode(child.status)
         child.exit = Exit(code=code if code >= 0 else 128 - code, exited_ns=time.time_ns(), oom_killed=False)
+        if child.failure is not None:
+            child.exit["error"] = child.failure[0]
         if child.exec_id is not None:
             self._tell({"type": "exec_exited", "exec_id": child.exec_id, "exit": child.exit})
             if self._engine is None:

@@ -1,6 +1,7 @@
 """Spawner, shims and their connections: starting, losing, adopting, execs, waiters."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -56,6 +57,18 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def family(spawner: Spawner) -> list[int]:
+    """The spawner, and the shim that it has ready."""
+    children = Path(f"/proc/{spawner.pid}/task/{spawner.pid}/children").read_text().split()
+    return [spawner.pid, *map(int, children)]
+
+
+def tell(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 class TestStart:
@@ -117,13 +130,14 @@ class TestStart:
     async def test_cancelling_kills(self, nursery: Nursery, spawner: Spawner) -> None:
         """A start that is given up before it has begun; what begins nevertheless is ended."""
         launch = nursery.launch("sleep", "1000")
-        os.kill(spawner.pid, signal.SIGSTOP)
+        stopped = family(spawner)
+        tell(stopped, signal.SIGSTOP)
         task = asyncio.ensure_future(spawner.launch(launch))
         await asyncio.sleep(0.05)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        os.kill(spawner.pid, signal.SIGCONT)
+        tell(stopped, signal.SIGCONT)
         state = Path(launch["state_dir"])
         await until(lambda: read_exit(state) is not None, "nothing came of it")
         await until(lambda: not (state / protocol.SOCKET_NAME).exists(), "the shim stays")
@@ -438,11 +452,12 @@ class TestSurvival:
 
     async def test_launches_survive_the_spawners_death(self, nursery: Nursery, spawner: Spawner) -> None:
         """Each is started exactly once, or fails; here the spawner is stopped with launches in its queue."""
-        os.kill(spawner.pid, signal.SIGSTOP)
+        stopped = family(spawner)
+        tell(stopped, signal.SIGSTOP)
         launches = [nursery.launch("true") for _ in range(3)]
         tasks = [asyncio.ensure_future(run(spawner, launch)) for launch in launches]
         await asyncio.sleep(0.05)
-        os.kill(spawner.pid, signal.SIGKILL)
+        tell(stopped, signal.SIGKILL)
         assert [exit_["code"] for exit_ in await asyncio.gather(*tasks)] == [0, 0, 0]
 
     async def test_the_init_dies_with_its_shim(self, nursery: Nursery, spawner: Spawner) -> None:
@@ -459,9 +474,9 @@ class TestSurvival:
         launch = nursery.launch("sleep", "1000")
         shim = await spawner.launch(launch)
         pid = shim_pid(shim)
+        await until(lambda: Path(f"/proc/{pid}/comm").read_text() == "compatd-shim\n", "it does not settle")
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             os.kill(pid, number)
-        assert Path(f"/proc/{pid}/comm").read_text() == "compatd-shim\n"
         assert launch["id"] in Path(f"/proc/{pid}/cmdline").read_text()
         assert os.getsid(pid) == pid
         await shim.signal(signal.SIGKILL)
