@@ -118,7 +118,8 @@ def unpack_packages(target: Path, *packages: str, dependencies: bool = False, su
                 "-o",
                 f"Dir::Etc::SourceList={scratch}/sources.list",
             ]
-            options += ["-o", "Dir::Etc::SourceParts=/dev/null"]
+            # A mirror that is a snapshot gets old.
+            options += ["-o", "Dir::Etc::SourceParts=/dev/null", "-o", "Acquire::Check-Valid-Until=false"]
             run("apt-get", *options, "update")
         if dependencies:
             # With an empty status file nothing counts as installed, so that everything is fetched.
