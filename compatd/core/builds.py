@@ -181,6 +181,7 @@ class Builds:
         forgotten = list(self._cache)
         await self._store.commit(*(Delete("builds", key) for key in forgotten))
         self._cache.clear()
+        self._images.publish_cache_prune()
         return BuildPruned(caches_deleted=None, space_reclaimed=0)
 
     def cache_records(self) -> list[BuildCacheRecord]:
@@ -206,10 +207,11 @@ def check(parameters: BuildParameters) -> None:
         raise InvalidParameter("squash is only supported with experimental mode")
     if parameters.outputs:
         raise Unsupported("the --output option is not supported by the classic builder")
-    if parameters.cache_from:
-        raise Unsupported("the --cache-from option is not supported by this engine")
+    # ``cache_from`` names further images where steps may be found: without them a build is slower, not another.
     if parameters.isolation not in ("", "default"):
-        raise InvalidParameter(f"unsupported isolation: {parameters.isolation}")
+        raise InvalidParameter(f'unsupported isolation: "{parameters.isolation}"')
+    if parameters.security_opt:
+        raise InvalidParameter("security options are not supported on linux")
 
 
 def build_host_config(parameters: BuildParameters) -> HostConfig:
@@ -226,7 +228,6 @@ def build_host_config(parameters: BuildParameters) -> HostConfig:
         shm_size=parameters.shm_size,
         network_mode=parameters.network_mode,
         extra_hosts=list(parameters.extra_hosts),
-        security_opt=list(parameters.security_opt),
         ulimits=[Ulimit(name=name, soft=soft, hard=hard) for name, soft, hard in parameters.ulimits],
     )
 

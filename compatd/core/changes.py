@@ -22,7 +22,7 @@ ALLOWED = frozenset(
 
 
 def apply_changes(config: RunConfig, lines: Sequence[str]) -> RunConfig:
-    """``config`` after the instructions (moby builder/dockerfile, BuildFromConfig). ``InvalidParameter`` in its words."""
+    """``config`` after the instructions (moby builder/dockerfile, BuildFromConfig). ``InvalidParameter``: as there."""
     if not lines:
         return config
     nodes = parse("\n".join(lines).encode("utf-8", "replace")).nodes

@@ -396,14 +396,14 @@ class Containers:
             raise SystemFailure("Conflict, cannot remove the default link name of the container")
         record = container.record
         if record.state is State.REMOVING:
-            raise Conflict(f"removal of container {record.name} is already in progress")
+            raise Conflict(f"removal of container {reference} is already in progress")
         if container.alive or record.state is State.RESTARTING:
             if not force:
                 what = "is paused and must be unpaused first" if record.state is State.PAUSED else "is running"
                 advice = "stop the container before removing or force remove"
                 if record.state is State.RESTARTING:
                     what, advice = "is restarting", "stop the container before removing or force remove"
-                raise Conflict(f'cannot remove container "{record.name}": container {what}: {advice}')
+                raise Conflict(f'cannot remove container "{reference}": container {what}: {advice}')
             if record.state is State.RESTARTING:
                 await self._supervisor.kill(container, 9)
             else:

@@ -73,7 +73,7 @@ class Execs:
         self._forget_old(container)
         exec = Exec(id=new_id(), container=container, request=request)
         self._execs[exec.id] = exec
-        self._publish(exec, f"exec_create: {' '.join(request.cmd)}")
+        self._publish(exec, f"exec_create: {_command(request)}")
         return exec
 
     def _check_state(self, container: Container, reference: str) -> None:
@@ -112,7 +112,7 @@ class Execs:
         """
         exec.started = True
         shim = exec.container.running_shim()
-        self._publish(exec, f"exec_start: {' '.join(exec.request.cmd or ())}")
+        self._publish(exec, f"exec_start: {_command(exec.request)}")
         try:
             spec = self._preparation.build_exec(
                 exec.container.record, exec.id, exec.request, attach, exec.request.console_size
@@ -179,3 +179,9 @@ class Execs:
 
     def _publish(self, exec: Exec, action: str, extra: dict[str, str] | None = None) -> None:
         self._supervisor.publish(exec.container.record, action, {"execID": exec.id, **(extra or {})})
+
+
+def _command(request: ExecCreateRequest) -> str:
+    """As events show it: also a program without arguments has a blank behind it (moby daemon/exec.go)."""
+    program, *arguments = request.cmd or [""]
+    return f"{program} {' '.join(arguments)}"

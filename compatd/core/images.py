@@ -270,6 +270,10 @@ class Images:
         """Publish that a prune has happened."""
         self._events.publish("image", "prune", "", {"reclaimed": str(reclaimed_bytes)})
 
+    def publish_cache_prune(self) -> None:
+        """Publish that the build cache has been pruned, of which nothing but names of steps was there."""
+        self._events.publish("builder", "prune", "", {"reclaimed": "0"})
+
     # ----------------------------------------------------------------- removing
 
     async def remove(self, reference: str, *, force: bool, prune: bool) -> list[tuple[str, str]]:

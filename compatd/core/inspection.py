@@ -249,10 +249,11 @@ def read_ports(filters: Filters, key: str) -> set[str]:
 
 
 def matches_ports(record: ContainerRecord, published: Set[str], exposed: Set[str]) -> bool:
-    """Whether a container has any of the ports, where any are wanted."""
-    if published and published.isdisjoint(key for key, bindings in port_map(record).items() if bindings):
-        return False
-    return not exposed or not exposed.isdisjoint(exposed_ports(record))
+    """Whether a running container has any of the ports, where any are wanted (moby daemon/list.go)."""
+    return not (published or exposed) or any(
+        f"{port.public_port or 0}/{port.type}" in published or f"{port.private_port}/{port.type}" in exposed
+        for port in ports_of(record)
+    )
 
 
 def status_text(record: ContainerRecord, now_ns: int | None = None) -> str:

@@ -310,9 +310,13 @@ class Networks:
                 "network", action, network.id, {"container": record.id, "name": name, "type": network.driver}
             )
 
+    def publish_disconnected(self, record: ContainerRecord) -> None:
+        """Publish the disconnect events of a container that has ended, or has failed to start."""
+        self._publish(record, "disconnect")
+
     def disconnect_later(self, record: ContainerRecord) -> None:
         """Give back a container's endpoints, off the caller's path. Published as disconnected at once."""
-        self._publish(record, "disconnect")
+        self.publish_disconnected(record)
         self.release_later(record)
 
     def release_later(self, record: ContainerRecord) -> None:

@@ -118,6 +118,10 @@ class Supervisor:
             if record.state is State.RESTARTING:
                 failed = msgspec.structs.replace(failed, state=State.EXITED)
             await self.commit(container, failed)
+            if isinstance(error, StartFailed):
+                self._publish_mounts(record)
+                self._networks.publish_disconnected(record)
+                self._publish_unmounts(record)
             await self._answer_failed_start(waits, code)
             if record.host_config.auto_remove:
                 self.notify_ended(container)
@@ -137,8 +141,26 @@ class Supervisor:
         container.record = running
         await self._hand_over(container, shim)
         await self.commit(container, running)
+        self._publish_mounts(running)
         self._networks.publish_connected(running)
         self.publish(running, "start")
+
+    def _publish_mounts(self, record: ContainerRecord) -> None:
+        for point in record.mounts:
+            if point.type == "volume":
+                attributes = {
+                    "container": record.id,
+                    "destination": point.target,
+                    "driver": "local",
+                    "propagation": point.propagation,
+                    "read/write": "false" if point.readonly else "true",
+                }
+                self._events.publish("volume", "mount", point.name, attributes)
+
+    def _publish_unmounts(self, record: ContainerRecord) -> None:
+        for point in record.mounts:
+            if point.type == "volume":
+                self._events.publish("volume", "unmount", point.name, {"container": record.id, "driver": "local"})
 
     async def _hand_over(self, container: Container, shim: Shim) -> None:
         """Give the shim the clients that came while it was being launched."""
@@ -211,6 +233,7 @@ class Supervisor:
         if exit["oom_killed"]:
             self.publish(ended, "oom")
         self._networks.disconnect_later(record)
+        self._publish_unmounts(record)
         ran_s = max(0, exit["exited_ns"] - record.started_ns) // 1_000_000_000
         self.publish(ended, "die", {"execDuration": str(ran_s), "exitCode": str(exit["code"])})
         self._preparation.discard(record)
@@ -299,7 +322,7 @@ class Supervisor:
         container.record = msgspec.structs.replace(container.record, stopped_by_user=True)
         if container.record.state is State.PAUSED:
             await self._preparation.thaw(container.record)
-        if grace_s != 0 and await self._signal(container, number) and await _within(ended, grace_s):
+        if await self._signal(container, number) and await _within(ended, grace_s):
             self.publish(container.record, "stop")
             return
         await self._signal(container, signals.SIGKILL)

@@ -280,6 +280,8 @@ class Transfers:
                 )
                 image = await self._images.add(encode_config(document), names=[name] if name else [])
             report(Progress(status=image.id))
+            if name:
+                self._images.publish("tag", image, name.familiar)
             self._images.publish("import", image, image.id)
 
         return progress.stream(work, name="import")

@@ -114,7 +114,7 @@ def _columns(words: list[str]) -> list[tuple[str, _Render]]:
     layout: tuple[str, ...] | None = None
     while words:
         word = words.pop(0)
-        if match := re.fullmatch(r"-?o(.*)", word):
+        if match := re.fullmatch(r"-?[eA]*o(.*)", word):
             text = match[1] or (words.pop(0) if words else "")
             wanted += [part for part in text.split(",") if part]
         elif re.fullmatch(r"-[efFAly]+", word):

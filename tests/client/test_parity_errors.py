@@ -223,3 +223,19 @@ def test_what_is_found_out_at_the_start(api: Api, busybox: str, options: dict[st
 def test_a_tmpfs_with_unknown_options(api: Api, busybox: str) -> None:
     made = api.post("/containers/create", {"Image": busybox, "HostConfig": {"Tmpfs": {"/x": "foo"}}}).ok()
     assert told(api.post(f"/containers/{made['Id']}/start")) == (500, 'invalid tmpfs option "foo"')
+
+
+def test_a_running_container_is_named_as_the_client_did(api: Api, sleeper: str) -> None:
+    assert told(api.delete(f"/containers/{sleeper}")) == (
+        409,
+        f'cannot remove container "{sleeper}": container is running:'
+        " stop the container before removing or force remove",
+    )
+
+
+def test_builds_refuse_what_linux_does_not_have(api: Api) -> None:
+    for option, value, text in (
+        ("isolation", "foo", 'unsupported isolation: "foo"'),
+        ("securityopt", ["foo"], "security options are not supported on linux"),
+    ):
+        assert told(api.post("/build", b"", **{option: value})) == (400, text)
