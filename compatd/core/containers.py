@@ -167,6 +167,8 @@ class Containers:
         )
         if host_config.uts_mode == "host" and request.hostname:
             raise InvalidParameter("conflicting options: hostname and the UTS mode")
+        if host_config.network_mode.startswith("container:") and request.hostname:
+            raise InvalidParameter("conflicting options: hostname and the network mode")
         image = self._images.get(request.image)
         check_platform(image, wanted, request.image)
         if name:
@@ -178,6 +180,8 @@ class Containers:
             request.config, image.config, container_id, os.uname().nodename if shares_host else None
         )
         networks = self._networks.check_request(host_config, request.networking_config)
+        if (endpoint := networks.get(host_config.network_mode)) and endpoint.mac_address:
+            config = msgspec.structs.replace(config, mac_address=endpoint.mac_address)
         points = await self._workers.run(mounts.read_mounts, config, host_config)
         mounts.read_tmpfs(host_config)
         record = ContainerRecord(

@@ -98,7 +98,7 @@ def inspect(
         ),
         size_rw=sizes[0] if sizes else None,
         size_root_fs=sizes[1] if sizes else None,
-        mounts=[_mount(point) for point in record.mounts],
+        mounts=_mounts(record),
         config=record.config,
         network_settings=network_settings(record, networks),
     )
@@ -120,6 +120,15 @@ def state_of(record: ContainerRecord) -> ContainerState:
         started_at=format_time(record.started_ns),
         finished_at=format_time(record.finished_ns),
     )
+
+
+def _mounts(record: ContainerRecord) -> list[MountPoint]:
+    """Binds and volumes, and what ``--mount`` has of tmpfs; what ``--tmpfs`` has is in the host configuration only."""
+    return [_mount(point) for point in record.mounts] + [
+        MountPoint(type="tmpfs", destination=posixpath.normpath(mount.target), rw=not mount.read_only)
+        for mount in record.host_config.mounts or ()
+        if mount.type == "tmpfs"
+    ]
 
 
 def _mount(point: StoredMount) -> MountPoint:
@@ -201,7 +210,7 @@ def summarize(
             network_mode=record.host_config.network_mode, annotations=record.host_config.annotations or {}
         ),
         network_settings=SummaryNetworkSettings(networks=networks.settings_of(record)),
-        mounts=[_mount(point) for point in record.mounts],
+        mounts=_mounts(record),
     )
 
 

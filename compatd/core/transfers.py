@@ -104,17 +104,28 @@ class Transfers:
             if reference.is_name_only:
                 _, puller = self._connect()
                 tags = await puller.tags(reference, registry_credentials(parameters.auth))
+                newer = False
                 for tag in tags:
-                    await self.pull_image(reference.with_tag(tag), wanted, parameters.auth, report)
+                    one = reference.with_tag(tag)
+                    before = self._images.by_name(one)
+                    image = await self.pull_image(one, wanted, parameters.auth, report, status=False)
+                    newer = newer or before is None or before.id != image.id
+                report(_pull_progress(lines.status_line(reference, newer=newer)))
             else:
                 await self.pull_image(reference, wanted, parameters.auth, report)
 
         return progress.stream(work, name=f"pull {reference.familiar}")
 
     async def pull_image(
-        self, reference: Reference, platform: Platform | None, auth: AuthConfig | None, report: Report
+        self,
+        reference: Reference,
+        platform: Platform | None,
+        auth: AuthConfig | None,
+        report: Report,
+        *,
+        status: bool = True,
     ) -> Image:
-        """Pull one image, record it and report as ``POST /images/create`` does."""
+        """Pull one image, record it and report as ``POST /images/create`` does, the last line only if ``status``."""
         _, puller = self._connect()
         before = self._images.by_name(reference)
         with self._leased() as hold:
@@ -133,7 +144,8 @@ class Transfers:
             image = await self._images.add(raw, names=named, blobs=[str(blob) for blob in pulled.blobs], stamp=False)
         report(_pull_progress(lines.digest_line(pulled.digest)))
         newer = before is None or before.id != image.id
-        report(_pull_progress(lines.status_line(reference, newer=newer)))
+        if status:
+            report(_pull_progress(lines.status_line(reference, newer=newer)))
         if platform is not None and (warning := lines.platform_warning(reference, pulled.config, platform)) is not None:
             report(_pull_progress(warning))
         self._images.publish("pull", image, reference.familiar_name, subject=reference.familiar)

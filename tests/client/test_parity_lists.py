@@ -124,3 +124,19 @@ def test_files_of_a_container_that_is_being_killed(api: Api, cli: Cli, busybox: 
         api.post("/containers/dying/kill").ok()
         assert api.call("GET", "/containers/dying/archive", path="/x").status == 200
         cli("rm", "-f", "dying")
+
+
+def test_inspect_shows_tmpfs_mounts_and_addresses(api: Api, cli: Cli, busybox: str) -> None:
+    address = "02:42:ac:11:00:99"
+    cli("create", "--name", "shown", "--mount", "type=tmpfs,dst=/t", "--tmpfs", "/u", "--mac-address", address, busybox)
+    shown = api.get("/containers/shown/json").ok()
+    tmpfs = {"Type": "tmpfs", "Source": "", "Destination": "/t", "Mode": "", "RW": True, "Propagation": ""}
+    assert shown["Mounts"] == [tmpfs]
+    assert api.get("/containers/json", all="1").ok()[0]["Mounts"] == [tmpfs]
+    assert shown["Config"]["MacAddress"] == address
+
+
+def test_a_shared_network_has_a_host_name_already(cli: Cli, busybox: str) -> None:
+    cli("run", "-d", "--name", "owner", busybox, "sleep", "1000")
+    done = cli.call("create", "--network", "container:owner", "-h", "x", busybox)
+    assert done.err.splitlines()[0].endswith("conflicting options: hostname and the network mode")
