@@ -79,11 +79,11 @@ def run(document: bytes, fds: FdSet, tells: int, received_ns: int) -> NoReturn:
 
 def _settle(id_: str) -> None:
     """Let go of what came from the spawner and the engine. When the container runs: nobody waits for this."""
-    syscalls.set_process_name("compatd-shim")
-    title.show(["compatd-shim", id_])
     os.setsid()
     for ignored in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
+    syscalls.set_process_name("compatd-shim")
+    title.show(["compatd-shim", id_])
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     for number in range(3):
         os.dup2(null, number, inheritable=False)
