@@ -56,9 +56,10 @@ def tree(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Tree]:
     root = tmp_path / "root"
     root.mkdir()
     with tarfile.open(fileobj=io.BytesIO(make_tar(FILES))) as archive:
+        archive.extraction_filter = getattr(tarfile, "fully_trusted_filter", None)  # not before Python 3.11.4
         for item in archive:
             item.uid, item.gid = os.getuid(), os.getgid()
-            archive.extract(item, root, filter="fully_trusted")
+            archive.extract(item, root)
     found = RootTree(os.open(root, os.O_PATH | os.O_DIRECTORY))
     yield found
     found.close()

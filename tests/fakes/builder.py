@@ -100,7 +100,9 @@ def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, root: Path) -> N
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     if member.isdir() and path.is_symlink():
         path.unlink()
-    archive.extract(member, root, filter="fully_trusted", numeric_owner=True)
+    # Python before 3.11.4 has no filters; later ones want to be told.
+    archive.extraction_filter = getattr(tarfile, "fully_trusted_filter", None)
+    archive.extract(member, root, numeric_owner=True)
 
 
 class FakeImages:
