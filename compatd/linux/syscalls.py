@@ -134,6 +134,8 @@ _openat2 = ctypes.CFUNCTYPE(
     ctypes.c_long, ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t, use_errno=True
 )(("syscall", _libc))
 
+_prctl_of_text = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, use_errno=True)(("prctl", _libc))
+
 Path = str | bytes
 
 
@@ -293,8 +295,8 @@ def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 
 
 def set_process_name(name: str) -> None:
     """PR_SET_NAME: at most 15 bytes are kept."""
-    buffer = ctypes.create_string_buffer(name.encode())
-    prctl(PR_SET_NAME, ctypes.addressof(buffer))
+    if _prctl_of_text(PR_SET_NAME, name.encode()):
+        raise _raise("prctl")
 
 
 def capget() -> tuple[int, int, int]:

@@ -20,7 +20,7 @@ import time
 from typing import NoReturn
 
 from compatd.linux import syscalls
-from compatd.shim import protocol, shim, title
+from compatd.shim import process, protocol, rehearsal, shim, title
 
 
 def main(copy_fd: int) -> None:
@@ -39,10 +39,13 @@ def main(copy_fd: int) -> None:
         with contextlib.suppress(OSError):
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
+    # Shims end when their containers have, the spawner with its engine; no terminal or service manager decides that.
+    for number in process.IGNORED:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # shims that end are reaped by the kernel
+    rehearsal.run()
     gc.disable()
+    gc.collect()
     gc.freeze()
     with socket.socket(fileno=0) as engine:
         with contextlib.suppress(BrokenPipeError):  # an engine that has gone already is seen below

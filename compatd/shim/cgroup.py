@@ -38,10 +38,13 @@ def birthplace(joins: list[str], directories: list[str]) -> tuple[str, int] | No
     return own, os.open(own, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def create(plan: Cgroup) -> None:
-    """Make the directories and write their values. ``Failed`` in runc's words."""
-    for directory in plan["directories"]:
-        _make(directory)
+def create(plan: Cgroup) -> int:
+    """Make the directories and write their values. ``Failed`` in runc's words.
+
+    Returns how many processes had been killed for memory there before: none, where the directories are new.
+    """
+    own = _own(plan)
+    found = [directory for directory in plan["directories"] if not _make(directory)]
     for file, value in plan["writes"]:
         try:
             write(file, value)
@@ -52,15 +55,18 @@ def create(plan: Cgroup) -> None:
             _attach(base64.b64decode(plan["device_program"]), plan["device_cgroup"])
         except OSError as error:
             raise _unset(words(error)) from error
+    return max([_oom_kills(directory) for directory in found if directory in own], default=0)
 
 
-def _make(directory: str) -> None:
+def _make(directory: str) -> bool:
+    """Whether it is new."""
     try:
         os.mkdir(directory, 0o755)
     except FileExistsError:
-        pass
+        return False
     except OSError as error:
         raise _unapplied(f"mkdir {directory}: {words(error)}") from error
+    return True
 
 
 def _unset(why: str) -> Failed:
@@ -106,21 +112,24 @@ def write(file: str, value: str) -> None:
 
 
 def oom_kills(plan: Cgroup) -> int:
-    """How many processes the kernel has killed for memory there."""
-    for directory in _own(plan):
-        for name in ("memory.oom_control", "memory.events"):  # v1, v2
-            try:
-                fd = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
-            except OSError:
-                continue
-            try:
-                text = os.read(fd, 4096)
-            finally:
-                os.close(fd)
-            for line in text.splitlines():
-                key, _, value = line.partition(b" ")
-                if key == b"oom_kill" and value.isdigit():
-                    return int(value)
+    """How many of the container's processes the kernel has killed for memory."""
+    return max([_oom_kills(directory) for directory in _own(plan)], default=0)
+
+
+def _oom_kills(directory: str) -> int:
+    for name in ("memory.oom_control", "memory.events"):  # v1, v2
+        try:
+            fd = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            text = os.read(fd, 4096)
+        finally:
+            os.close(fd)
+        for line in text.splitlines():
+            key, _, value = line.partition(b" ")
+            if key == b"oom_kill" and value.isdigit():
+                return int(value)
     return 0
 
 

@@ -43,6 +43,9 @@ class Loop:
             self._epoll.unregister(fd)
             self._forgotten.add(fd)
 
+    def close(self) -> None:
+        self._epoll.close()
+
     def later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
         timer = Timer(time.monotonic() + delay_s, callback)
         self._timers.append(timer)

@@ -27,8 +27,8 @@ from compatd.shim.spec import Process
 
 EXEC_FAILED = 255  # runc's exit code when execve(2) itself fails; the container has been started by then
 
-# What spawner and shim ignore.
-_IGNORED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+# By spawner and shims; an ignored signal stays ignored across exec.
+IGNORED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 _ENDLESS = (1 << 64) - 1
 
 
@@ -180,7 +180,7 @@ def verify_directory() -> None:
 
 def reset_signals() -> None:
     """Default dispositions (an ignored signal stays ignored across exec), nothing blocked."""
-    for number in _IGNORED:
+    for number in IGNORED:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 

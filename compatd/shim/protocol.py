@@ -50,8 +50,11 @@ EXIT_NAME = "exit"
 _IN_MEMORY = b"memfd"
 
 
+_encoder = json.JSONEncoder(separators=(",", ":"), check_circular=False)
+
+
 def encode(message: Mapping[str, Any]) -> bytes:
-    return json.dumps(message, separators=(",", ":")).encode()
+    return _encoder.encode(message).encode()
 
 
 class ShimShare(TypedDict):

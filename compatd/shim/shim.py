@@ -80,8 +80,6 @@ def run(document: bytes, fds: FdSet, tells: int, received_ns: int) -> NoReturn:
 def _settle(id_: str) -> None:
     """Let go of what came from the spawner and the engine. When the container runs: nobody waits for this."""
     os.setsid()
-    for ignored in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        signal.signal(ignored, signal.SIG_IGN)
     syscalls.set_process_name("compatd-shim")
     title.show(["compatd-shim", id_])
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
@@ -201,8 +199,7 @@ class Shim:
             raise SystemExit(0) from error
         self._mark("fork")
         try:
-            cgroup.create(launch["cgroup"])
-            self._oom_kills = cgroup.oom_kills(launch["cgroup"])
+            self._oom_kills = cgroup.create(launch["cgroup"])
             child.report.send(b"cgroups")
             self._mark("cgroups")
             with contextlib.suppress(FileNotFoundError):

@@ -59,10 +59,11 @@ def alive(pid: int) -> bool:
         return False
 
 
-def family(spawner: Spawner) -> list[int]:
+async def family(spawner: Spawner) -> list[int]:
     """The spawner, and the shim that it has ready."""
-    children = Path(f"/proc/{spawner.pid}/task/{spawner.pid}/children").read_text().split()
-    return [spawner.pid, *map(int, children)]
+    children = Path(f"/proc/{spawner.pid}/task/{spawner.pid}/children")
+    await until(children.read_text, "no shim is ready")
+    return [spawner.pid, *map(int, children.read_text().split())]
 
 
 def tell(pids: list[int], number: signal.Signals) -> None:
@@ -130,7 +131,7 @@ class TestStart:
     async def test_cancelling_kills(self, nursery: Nursery, spawner: Spawner) -> None:
         """A start that is given up before it has begun; what begins nevertheless is ended."""
         launch = nursery.launch("sleep", "1000")
-        stopped = family(spawner)
+        stopped = await family(spawner)
         tell(stopped, signal.SIGSTOP)
         task = asyncio.ensure_future(spawner.launch(launch))
         await asyncio.sleep(0.05)
@@ -452,7 +453,7 @@ class TestSurvival:
 
     async def test_launches_survive_the_spawners_death(self, nursery: Nursery, spawner: Spawner) -> None:
         """Each is started exactly once, or fails; here the spawner is stopped with launches in its queue."""
-        stopped = family(spawner)
+        stopped = await family(spawner)
         tell(stopped, signal.SIGSTOP)
         launches = [nursery.launch("true") for _ in range(3)]
         tasks = [asyncio.ensure_future(run(spawner, launch)) for launch in launches]
