@@ -33,6 +33,7 @@ from compatd.images.tar import Readable
 from compatd.tasks import Workers
 from tests import clients
 from tests.conftest import have
+from tests.engine import ROOT
 from tests.fakes import registry as fake
 from tests.fakes.registry import LyingRegistry, digest, layer_tar
 
@@ -620,7 +621,7 @@ async def test_killed_at_any_time(tmp_path: Path, lying: LyingRegistry) -> None:
     name = f"{lying.host}/img:1"
     base = descriptors(lying)[1]
     lying.faults[f"/blobs/{base}"] = fake.silent_after(2_000_000)
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", PULL, tmp_path, name)
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", PULL, tmp_path, name, cwd=ROOT)
     try:
         await until(lambda: sum(path.stat().st_size for path in tmp_path.glob("ingest/*")) > 1_000_000)
     finally:

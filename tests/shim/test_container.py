@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import os
 import signal
 import socket
@@ -237,9 +238,8 @@ async def test_hostile_account_files(nursery: Nursery, spawner: Spawner, kind: s
         os.mkfifo(passwd)
     elif kind == "socket":
         sock = socket.socket(socket.AF_UNIX)
-        os.chdir(etc)  # the path is too long for a socket's address
-        sock.bind("passwd")
-        os.chdir("/")
+        with contextlib.chdir(etc):  # the path is too long for a socket's address
+            sock.bind("passwd")
         sock.close()
     elif kind == "directory":
         passwd.mkdir()
