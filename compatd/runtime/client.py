@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 SPAWNER_START_S = 10.0
 SPAWNER_END_S = 5.0
+SPAWNER_TRIES = 5
+RETRY_S = 0.01
 LOST_CODE = 137  # a container goes with its shim, by SIGKILL
 
 _BOOT = (
@@ -372,28 +374,25 @@ class Spawner:
         sockets of clients that were passed are untouched then. Cancelling kills what was started.
         """
         document = protocol.encode_launch(launch)
-        try:
-            return await self._launch(launch, document, fds)
-        except ShimLost as error:
-            # Unless the shim has said that it exists, nothing was done: the spawner died, or could not fork.
-            if error.forked:
-                raise StartFailed(str(error), 128) from error
-        try:
-            return await self._launch(launch, document, fds)
-        except ShimLost as error:
-            raise StartFailed(str(error), 128) from error
+        tries = 0
+        while True:
+            try:
+                return await self._launch(launch, document, fds)
+            except ShimLost as error:
+                # Unless the shim has said that it exists, nothing was done: the spawner could not fork, or it is
+                # dying, which takes a moment in which its socket still accepts launches.
+                tries += 1
+                if error.forked or tries == SPAWNER_TRIES:
+                    raise StartFailed(str(error), 128) from error
+            await asyncio.sleep(RETRY_S * tries)
 
     async def _launch(self, launch: Launch, document: bytes, fds: Sequence[int]) -> Shim:
-        await self.start()
-        assert self._connection is not None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
-                await self._connection.send_bytes(document, [*fds, theirs.fileno()])
-        except BaseException as error:
+                await self._hand_over(document, [*fds, theirs.fileno()])
+        except BaseException:
             ours.close()
-            if isinstance(error, ConnectionError):
-                raise ShimLost(forked=False) from error
             raise
         shim = Shim(Path(launch["state_dir"]), ours)
         shim.id = launch["id"]
@@ -406,6 +405,18 @@ class Spawner:
             shim.close()
             raise
         return shim
+
+    async def _hand_over(self, document: bytes, fds: Sequence[int]) -> None:
+        for _ in range(SPAWNER_TRIES):
+            await self.start()
+            connection = self._connection
+            assert connection is not None
+            try:
+                await connection.send_bytes(document, fds)
+                return
+            except ConnectionError:
+                connection.close()  # its spawner has died, and nobody has read that yet
+        raise SystemFailure("the spawner does not stay")
 
     async def _execute(self, copy: int) -> bool:
         """Run the spawner; False when it ended before it was ready."""
