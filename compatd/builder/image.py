@@ -16,7 +16,6 @@ from msgspec import UNSET, UnsetType
 from compatd.errors import InvalidParameter
 
 MAX_DOCUMENT_BYTES = 8 << 20
-_NOTHING: dict[str, dict[str, object]] = {}
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="pascal"):

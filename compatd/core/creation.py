@@ -25,7 +25,6 @@ from compatd.wire.types.containers import (
 from compatd.wire.types.images import HealthConfig
 
 DEFAULT_SHM_BYTES = 64 << 20
-MINIMUM_MEMORY_BYTES = 6 << 20
 RESTART_POLICIES = ("no", "always", "on-failure", "unless-stopped")
 LOG_DRIVERS = ("json-file", "none")
 _JSON_FILE_OPTIONS = ("max-size", "max-file", "compress", "labels", "env")

@@ -6,7 +6,6 @@ Pure, except that a bind by ``--mount`` must exist at creation, as Docker demand
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
 
 from compatd.core.container import MountPoint
 from compatd.errors import InvalidParameter, SystemFailure, Unsupported
@@ -207,11 +206,6 @@ def read_tmpfs(host_config: HostConfig) -> dict[str, str]:
             words += ["=".join(option) for option in options.options]
         mounts[posixpath.normpath(mount.target)] = ",".join(words)
     return mounts
-
-
-def in_mount_order(targets: Iterable[str]) -> Sequence[str]:
-    """Parents before what lies below them."""
-    return sorted(targets, key=lambda target: (target.count("/"), target))
 
 
 def _check_target(target: str, message: str) -> None:

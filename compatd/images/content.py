@@ -32,8 +32,6 @@ DiffId = NewType("DiffId", str)
 ChainId = NewType("ChainId", str)
 """Name of a stack of layers, made from their diff ids bottom first."""
 
-EMPTY_DIGEST = Digest("sha256:" + hashlib.sha256().hexdigest())
-
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 _DIGEST_SHAPE = re.compile(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*:[0-9a-zA-Z=_-]+", re.ASCII)
 _READ_BYTES = 1 << 20
