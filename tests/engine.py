@@ -189,7 +189,7 @@ class OwnEngine(Engine):
             if self._registry is not None:
                 self._registry.close()
             self.network.close()
-            self._remove_cgroups()
+            self.remove_cgroups()
             shutil.rmtree(self.folder, ignore_errors=True)
         assert not complaints, "\n".join(complaints)
 
@@ -236,22 +236,22 @@ class OwnEngine(Engine):
         """What the engine, which has ended, has left: processes, mounts, cgroups, links, folders."""
         left = [f"process {pid}: {_command(pid)}" for pid in self._processes()]
         left += [f"mount: {line}" for line in _mounts() if str(self.folder) in line]
-        left += [f"cgroup: {path}" for path in self._cgroups() if path.name != self.name]
+        left += [f"cgroup: {path}" for path in self.cgroups() if path.name != self.name]
         left += [f"link: {link}" for link in self.network.links() if link.startswith("veth")]
         for folder in (self.data_root / "containers", self.exec_root / "containers", self.data_root / "ingest"):
             with contextlib.suppress(FileNotFoundError):
                 left += [f"left in {folder.name}: {entry}" for entry in os.listdir(folder)]
         return left
 
-    def _cgroups(self) -> list[Path]:
+    def cgroups(self) -> list[Path]:
         """The engine's cgroups, innermost first."""
         found: list[Path] = []
         for root in [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*/")]:
             found += [Path(folder) for folder, _, _ in os.walk(root / self.name, topdown=False)]
         return found
 
-    def _remove_cgroups(self) -> None:
-        for folder in self._cgroups():
+    def remove_cgroups(self) -> None:
+        for folder in self.cgroups():
             with contextlib.suppress(OSError):
                 folder.rmdir()
 

@@ -136,7 +136,7 @@ class Preparation:
         state = self.state_dir(record.id)
         shutil.rmtree(state, ignore_errors=True)
         state.mkdir(mode=0o700, parents=True)
-        if record.host_config.cgroup_parent:
+        if record.host_config.cgroup_parent or not self._cgroup(record).has_parent:
             cgroups.prepare(self._host, record.host_config.cgroup_parent)
         if not record.host_config.network_mode.startswith("container:"):
             self._write_files(record, paths, prepared)

@@ -81,6 +81,11 @@ class ContainerCgroup:
         return None if root is None else root + self.path
 
     @property
+    def has_parent(self) -> bool:
+        """Whether the directories can be made: on a machine with other owners the parent may be gone, in any."""
+        return all(os.path.isdir(os.path.dirname(directory)) for directory in self.directories)
+
+    @property
     def processes(self) -> str:
         """The directory to ask for the processes, to kill in: any holds them all; the unified one can do it best."""
         return self.directories[-1]
@@ -93,7 +98,7 @@ def locate(host: Host, container_id: str, parent: str = "") -> ContainerCgroup:
 
 def prepare(host: Host, parent: str = "") -> None:
     """Make the parent of containers and let it pass on its controllers. At start, and before a launch under
-    another parent than the default one; harmless to repeat.
+    another parent than the default one or where it has gone; harmless to repeat.
 
     Version 1: the cpuset is handed down (an empty one admits no process), and down to every later child.
     Version 2: controllers are enabled from the root to the parent. Where the root is not the machine's (the engine

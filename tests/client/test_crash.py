@@ -244,3 +244,11 @@ def test_a_shim_that_is_killed_takes_its_container_along(engine: OwnEngine, cli:
     assert json.loads(cli("inspect", "-f", "{{json .State}}", "orphan"))["ExitCode"] == (255 if down else 137)
     cli("start", "orphan")
     assert status(engine, "orphan") == "running"
+
+
+def test_a_cgroup_parent_that_has_gone_is_made_again(engine: OwnEngine, cli: Cli) -> None:
+    """Someone tidied up while no container ran."""
+    engine.remove_cgroups()
+    assert engine.cgroups() == []
+    limit = "cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes 2>/dev/null || cat memory.max"
+    assert cli("run", "--rm", "-m", "64m", BUSYBOX, "sh", "-c", limit) == f"{64 << 20}\n"
