@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from compatd.core.health import Health
 from compatd.core.lifecycle import ALIVE, State
 from compatd.errors import Conflict, NotFound
 from compatd.network.driver import Endpoint
@@ -59,6 +60,7 @@ class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
     restart_count: int = 0
     stopped_by_user: bool = False  # a restart policy other than ``always`` leaves it alone then
     endpoints: dict[str, Endpoint] = {}  # by network name, while running
+    health: Health | None = None  # once started with a check
 
     @property
     def short_id(self) -> str:

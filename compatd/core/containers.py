@@ -13,7 +13,7 @@ import msgspec
 
 from compatd import tasks
 from compatd.config import Config
-from compatd.core import creation, inspection, mounts, names
+from compatd.core import creation, health, inspection, mounts, names
 from compatd.core import filters as filtering
 from compatd.core.container import (
     Container,
@@ -287,10 +287,10 @@ class Containers:
                     f"invalid filter 'exited={code}': strconv.Atoi: parsing \"{code}\": invalid syntax"
                 )
             exited.add(int(code))
-        for health in filters.get("health", ()):
-            if health not in _HEALTH:
+        for text in filters.get("health", ()):
+            if text not in _HEALTH:
                 raise InvalidParameter(
-                    f"invalid filter 'health={health}': invalid value for health ({health}): "
+                    f"invalid filter 'health={text}': invalid value for health ({text}): "
                     f"must be one of {', '.join(_HEALTH)}"
                 )
         if filtering.boolean(filters, "is-task"):
@@ -322,7 +322,7 @@ class Containers:
                 continue
             if filters.get("ancestor") and record.image_id not in ancestors:
                 continue
-            if filters.get("health") and "none" not in filters["health"]:
+            if not health.matches(filters.get("health", ()), record.health):
                 continue
             if filters.get("network") and not self._networks.joins(record, filters["network"]):
                 continue

@@ -129,8 +129,6 @@ def complete_config(
 
 def check_config(config: ContainerConfig) -> None:
     """Refuse what a request asks for and the engine does not have; what an image merely brings along is passed over."""
-    if config.healthcheck is not None and config.healthcheck.test not in ([], ["NONE"]):
-        raise Unsupported("the --health-cmd option is not supported by this engine")
     if config.network_disabled:
         raise Unsupported("the NetworkDisabled option is not supported by this engine: use --network none")
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from compatd.core import health
 from compatd.core.container import ContainerRecord
 from compatd.core.container import MountPoint as StoredMount
 from compatd.core.filters import Filters
@@ -19,6 +20,8 @@ from compatd.wire.types.containers import (
     ContainerInspect,
     ContainerState,
     ContainerSummary,
+    Health,
+    HealthcheckResult,
     MountPoint,
     NetworkSettings,
     Port,
@@ -107,6 +110,7 @@ def inspect(
 def state_of(record: ContainerRecord) -> ContainerState:
     """The flags that Docker derives, and the times."""
     state = record.state
+    known = record.health
     return ContainerState(
         status=state.value,
         running=state in ALIVE or state is State.RESTARTING,
@@ -119,6 +123,21 @@ def state_of(record: ContainerRecord) -> ContainerState:
         error=record.error,
         started_at=format_time(record.started_ns),
         finished_at=format_time(record.finished_ns),
+        health=Health(
+            status=known.status,
+            failing_streak=known.failing_streak,
+            log=[
+                HealthcheckResult(
+                    start=format_time(probe.start_ns),
+                    end=format_time(probe.end_ns),
+                    exit_code=probe.exit_code,
+                    output=probe.output,
+                )
+                for probe in known.log
+            ],
+        )
+        if known is not None
+        else None,
     )
 
 
@@ -270,7 +289,7 @@ def status_text(record: ContainerRecord, now_ns: int | None = None) -> str:
     now = now_ns if now_ns is not None else int(datetime.now(UTC).timestamp() * 1e9)
     match record.state:
         case State.RUNNING:
-            return f"Up {human_duration((now - record.started_ns) / 1e9)}"
+            return f"Up {human_duration((now - record.started_ns) / 1e9)}{health.shown(record.health)}"
         case State.PAUSED:
             return f"Up {human_duration((now - record.started_ns) / 1e9)} (Paused)"
         case State.RESTARTING:

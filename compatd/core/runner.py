@@ -24,10 +24,9 @@ from compatd.core.volumes import Volumes
 from compatd.images.layers import LayerStore
 from compatd.runtime.client import Shim, Spawner
 from compatd.tasks import Workers
-from compatd.wire.streams import ClientSocket
+from compatd.wire.streams import ClientSocket, Frames
 from compatd.wire.types.containers import ContainerConfig, HostConfig, LogConfig
 
-_FRAME_HEAD_BYTES = 8
 _KILL_S = 10
 
 
@@ -128,15 +127,10 @@ class StepRunner:
     async def _read_output(self, sock: socket.socket, output: Callable[[int, bytes], None]) -> None:
         """Take the 8-byte-headed frames apart until the shim has closed its end."""
         loop = asyncio.get_running_loop()
-        pending = bytearray()
+        frames = Frames()
         while chunk := await loop.sock_recv(sock, 1 << 16):
-            pending += chunk
-            while len(pending) >= _FRAME_HEAD_BYTES:
-                end = _FRAME_HEAD_BYTES + int.from_bytes(pending[4:_FRAME_HEAD_BYTES], "big")
-                if len(pending) < end:
-                    break
-                output(pending[0], bytes(pending[_FRAME_HEAD_BYTES:end]))
-                del pending[:end]
+            for stream, data in frames.feed(chunk):
+                output(stream, data)
 
     async def _clean(self, record: ContainerRecord, shim: Shim | None) -> None:
         if shim is not None:

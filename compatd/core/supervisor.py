@@ -22,6 +22,7 @@ import msgspec
 
 from compatd import tasks
 from compatd.core import container as containers
+from compatd.core import health
 from compatd.core.container import Container, ContainerRecord, PendingAttach, PendingWait
 from compatd.core.events import Events
 from compatd.core.lifecycle import ALIVE, Event, State, advance
@@ -60,6 +61,7 @@ class Supervisor:
         self._spawner = spawner
         self.stopping = False
         self.on_ended: list[Callable[[Container], None]] = []
+        self.on_changed: list[Callable[[Container], None]] = []  # it runs, is paused, goes on, or has ended
 
     # ---------------------------------------------------------------- records
 
@@ -137,6 +139,7 @@ class Supervisor:
             pid=shim.pid,
             started_ns=shim.started_ns,
             finished_ns=0 if not starting.finished_ns else starting.finished_ns,
+            health=health.begin(starting.health, starting.config),
         )
         container.record = running
         await self._hand_over(container, shim)
@@ -144,6 +147,7 @@ class Supervisor:
         self._publish_mounts(running)
         self._networks.publish_connected(running)
         self.publish(running, "start")
+        self._notify_changed(container)
 
     def _publish_mounts(self, record: ContainerRecord) -> None:
         for point in record.mounts:
@@ -193,9 +197,11 @@ class Supervisor:
         """Carry on with a shim that an earlier engine launched."""
         record = container.record
         if record.state not in ALIVE:
-            record = msgspec.structs.replace(record, state=State.RUNNING)
+            begun = health.begin(record.health, record.config)
+            record = msgspec.structs.replace(record, state=State.RUNNING, health=begun)
         container.record = msgspec.structs.replace(record, pid=shim.pid, started_ns=shim.started_ns)
         self._follow(container, shim)
+        self._notify_changed(container)
 
     # -------------------------------------------------------------------- end
 
@@ -226,10 +232,12 @@ class Supervisor:
             oom_killed=exit["oom_killed"],
             finished_ns=exit["exited_ns"],
             endpoints={},
+            health=health.suspend(record.health),
         )
         await self._networks.unpublish(record)
         await self.commit(container, ended)
         container.shim = None
+        self._notify_changed(container)
         if exit["oom_killed"]:
             self.publish(ended, "oom")
         self._networks.disconnect_later(record)
@@ -254,6 +262,7 @@ class Supervisor:
             oom_killed=exit["oom_killed"],
             finished_ns=exit["exited_ns"],
             endpoints={},
+            health=health.suspend(record.health),
         )
         await self.commit(container, ended)
         self._preparation.discard(record)
@@ -261,6 +270,10 @@ class Supervisor:
     def notify_ended(self, container: Container) -> None:
         """Tell the other services that a container has ended for good."""
         for callback in self.on_ended:
+            callback(container)
+
+    def _notify_changed(self, container: Container) -> None:
+        for callback in self.on_changed:
             callback(container)
 
     async def _restart_later(self, container: Container) -> None:
@@ -393,7 +406,11 @@ class Supervisor:
                 raise containers.is_restarting(record.id)
             container.running_shim()
             await self._preparation.freeze(record)
-            await self.commit(container, msgspec.structs.replace(record, state=advance(record.state, Event.PAUSE)))
+            paused = msgspec.structs.replace(
+                container.record, state=advance(record.state, Event.PAUSE), health=health.suspend(record.health)
+            )
+            await self.commit(container, paused)
+            self._notify_changed(container)
         self.publish(container.record, "pause")
 
     async def unpause(self, container: Container) -> None:
@@ -404,6 +421,7 @@ class Supervisor:
                 raise SystemFailure(f"Container {record.id} is not paused")
             await self._preparation.thaw(record)
             await self.commit(container, msgspec.structs.replace(record, state=advance(record.state, Event.UNPAUSE)))
+            self._notify_changed(container)
         self.publish(container.record, "unpause")
 
     # ------------------------------------------------------ attach and wait

@@ -115,6 +115,7 @@ class Child:
         self.status: int | None = None
         self.exit: Exit | None = None
         self.released = False  # the engine has recorded its exit
+        self.ends_with_clients = False
         self.clients: list[tuple[Attach, socket.socket]] = []  # until it has started
 
     def take_streams(self, stdio: Stdio) -> None:
@@ -613,6 +614,7 @@ class Shim:
             return
         if client is not None:
             child.clients.append(client)
+            child.ends_with_clients = client[0].get("ends_process", False)
         self._execs[exec_id] = child
         child.take_streams(stdio)
         self._watch(child)
@@ -620,6 +622,9 @@ class Shim:
     def _exec_changed(self, exec_id: str) -> None:
         child = self._execs.get(exec_id)
         if child is not None:
+            if child.ends_with_clients and child.status is None and not child.stdio.attended:
+                with contextlib.suppress(OSError):
+                    syscalls.pidfd_send_signal(child.pidfd, signal.SIGKILL)
             self._advance(child)
             if child.released and not child.stdio.attended:
                 self._forget_exec(exec_id)

@@ -138,6 +138,7 @@ class Attach(TypedDict):
     stderr: bool
     head: NotRequired[str]
     detach_keys: NotRequired[list[int]]  # byte sequence; only with a tty
+    ends_process: NotRequired[bool]  # of an exec: it is killed when its last client has gone
 
 
 class Wait(TypedDict):

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 RAW_STREAM = "application/vnd.docker.raw-stream"
@@ -32,6 +33,27 @@ class ClientSocket:
 def frame(stream: int, data: bytes) -> bytes:
     """``data`` as one frame of a multiplexed stream: 1 is stdout, 2 stderr, 3 an error of the engine."""
     return bytes((stream, 0, 0, 0)) + len(data).to_bytes(4, "big") + data
+
+
+class Frames:
+    """Takes a multiplexed stream apart, however its bytes arrive."""
+
+    _HEAD_BYTES = 8
+
+    def __init__(self) -> None:
+        self._pending = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+        """(stream, payload) of each frame that is complete now."""
+        self._pending += data
+        while len(self._pending) >= self._HEAD_BYTES:
+            end = self._HEAD_BYTES + int.from_bytes(self._pending[4 : self._HEAD_BYTES], "big")
+            if len(self._pending) < end:
+                return
+            payload = bytes(self._pending[self._HEAD_BYTES : end])
+            stream = self._pending[0]
+            del self._pending[:end]
+            yield stream, payload
 
 
 def wait_result(status_code: int, error: str = "") -> bytes:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from compatd.core.creation import check_config, complete_config, complete_host_config
+from compatd.core.creation import complete_config, complete_host_config
 from compatd.errors import EngineError, InvalidParameter, Unsupported
 from compatd.images.manifest import Healthcheck, ImageConfig, RunConfig
 from compatd.wire.types.containers import (
@@ -158,13 +158,6 @@ def test_bad_host_options_have_dockers_words(options: dict[str, Any], text: str)
 def test_what_is_not_there_is_refused_by_name(options: dict[str, Any], name: str) -> None:
     with pytest.raises(Unsupported, match=name):
         host(**options)
-
-
-def test_a_health_check_is_refused_when_asked_for_and_passed_over_when_inherited() -> None:
-    with pytest.raises(Unsupported, match="--health-cmd"):
-        check_config(ContainerConfig(healthcheck=HealthConfig(test=["CMD", "true"])))
-    check_config(ContainerConfig(healthcheck=HealthConfig(test=["NONE"])))
-    check_config(ContainerConfig())
 
 
 def test_published_ports_on_the_hosts_network_are_warned_of() -> None:

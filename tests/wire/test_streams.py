@@ -5,8 +5,10 @@ import os
 import socket
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from compatd.wire.streams import ClientSocket, frame, wait_result
+from compatd.wire.streams import ClientSocket, Frames, frame, wait_result
 
 pytestmark = pytest.mark.unit
 
@@ -33,3 +35,12 @@ def test_a_client_socket_is_owned() -> None:
         assert ours.recv(1) == b""
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(client.fd)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.sampled_from([1, 2, 3]), st.binary(max_size=9))), st.integers(1, 9))
+def test_frames_come_apart_however_they_arrive(parts: list[tuple[int, bytes]], step: int) -> None:
+    stream = b"".join(frame(*part) for part in parts)
+    frames = Frames()
+    found = [part for at in range(0, len(stream), step) for part in frames.feed(stream[at : at + step])]
+    assert found == parts
