@@ -13,7 +13,6 @@ import time
 import msgspec
 
 from compatd import tasks
-from compatd.builder.durations import format_duration
 from compatd.core import health
 from compatd.core.container import Container
 from compatd.core.execs import Execs
@@ -122,6 +121,8 @@ class Probes:
             return exec.exit_code, text
         if exec.process is not None:
             await asyncio.wait({exec.process.exited}, timeout=KILL_TIMEOUT_S)
+        from compatd.builder.durations import format_duration  # most engines start without the builder
+
         message = f"Health check exceeded timeout ({format_duration(timeout_ns)})"
         return health.FAILED, f"{message}: {text}" if text else message
 
