@@ -295,7 +295,7 @@ class Supervisor:
     # ------------------------------------------------------------ kill, stop
 
     async def kill(self, container: Container, number: int) -> None:
-        """Send a signal. ``Conflict`` when it does not run (moby daemon/kill.go)."""
+        """Send a signal; after SIGKILL wait for the end. ``Conflict`` when it does not run (moby daemon/kill.go)."""
         record = container.record
         if record.state is State.RESTARTING:
             await self._stop_restarting(container)
@@ -303,10 +303,13 @@ class Supervisor:
         shim = container.running_shim()
         if number in (signals.SIGKILL, self.stop_signal(record)):
             container.record = msgspec.structs.replace(record, stopped_by_user=True)
+        ended = container.ended
         await shim.signal(number)
         if record.state is State.PAUSED and number == signals.SIGKILL:
             await self._preparation.thaw(record)
         self.publish(container.record, "kill", {"signal": str(number)})
+        if number == signals.SIGKILL and not await _within(ended, KILL_TIMEOUT_S):
+            await self._preparation.kill_all(record)
 
     def stop_signal(self, record: ContainerRecord) -> int:
         """The signal that asks this container to end."""

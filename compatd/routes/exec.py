@@ -35,6 +35,8 @@ async def start(backends: Backends, call: Call) -> web.StreamResponse:
         document = attach_document(
             client, stdin=wanted.attach_stdin, stdout=wanted.attach_stdout, stderr=wanted.attach_stderr, keys=keys
         )
+        # Not the exec's own terminal decides this, but what the client expects (moby container router, exec.go).
+        document["framed"] = not request.tty
         try:
             await backends.execs.start(exec, document, client)
         except EngineError as error:
@@ -42,9 +44,9 @@ async def start(backends: Backends, call: Call) -> web.StreamResponse:
             text = f"{error}\r\n".encode()
             with client.duplicate() as connection:
                 client.close()
-                await asyncio.get_running_loop().sock_sendall(connection, text if wanted.tty else frame(1, text))
+                await asyncio.get_running_loop().sock_sendall(connection, text if request.tty else frame(1, text))
 
-    head = hijack.upgrade_head(call, stream_type(call, tty=wanted.tty), call.headers)
+    head = hijack.upgrade_head(call, stream_type(call, tty=request.tty), call.headers)
     return await hijack.take_over(call, head, take)
 
 

@@ -667,6 +667,7 @@ def _attach(stdio: Stdio, attach: Attach, sock: socket.socket) -> None:
         stderr=attach["stderr"],
         keys=bytes(attach.get("detach_keys", ())),
         head=base64.b64decode(attach.get("head", "")),
+        framed=attach.get("framed"),
     )
 
 

@@ -129,7 +129,7 @@ class Attach(TypedDict):
     """A client's own socket, whose response head has been sent: the shim speaks the stream to it.
 
     ``fd`` numbers the passed descriptor. ``head`` is what the engine had already read of the client's input, base64.
-    Output is multiplexed into 8-byte-headed frames unless the process has a tty.
+    Output is multiplexed into 8-byte-headed frames unless the process has a tty, or as ``framed`` says.
     """
 
     fd: int
@@ -138,6 +138,7 @@ class Attach(TypedDict):
     stderr: bool
     head: NotRequired[str]
     detach_keys: NotRequired[list[int]]  # byte sequence; only with a tty
+    framed: NotRequired[bool]
     ends_process: NotRequired[bool]  # of an exec: it is killed when its last client has gone
 
 

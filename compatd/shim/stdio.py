@@ -289,14 +289,27 @@ class Stdio:
         """Start reading: those who are to hear the first word are attached by now."""
         self._resume()
 
-    def attach(self, sock: socket.socket, *, stdin: bool, stdout: bool, stderr: bool, keys: bytes, head: bytes) -> None:
-        """Serve a client whose response head has been sent. ``head``: input that was read from it already."""
+    def attach(
+        self,
+        sock: socket.socket,
+        *,
+        stdin: bool,
+        stdout: bool,
+        stderr: bool,
+        keys: bytes,
+        head: bytes,
+        framed: bool | None = None,
+    ) -> None:
+        """Serve a client whose response head has been sent. ``head``: input that was read from it already.
+
+        ``framed``: see ``spec.Attach``; None: unless there is a terminal.
+        """
         streams = frozenset(stream for stream, wanted in ((STDOUT, stdout), (STDERR, stderr)) if wanted)
         client = Client(
             self,
             sock,
             streams=streams,
-            framed=self._master < 0,
+            framed=self._master < 0 if framed is None else framed,
             stdin=stdin and (self._stdin >= 0 or self._closing_stdin),
             keys=DetachKeys(keys) if self._master >= 0 else None,
         )
