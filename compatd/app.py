@@ -31,6 +31,7 @@ from compatd.core.store import Store
 from compatd.core.supervisor import Supervisor
 from compatd.core.system import System
 from compatd.core.transfers import Transfers
+from compatd.core.updates import Updates
 from compatd.core.volumes import Volumes
 from compatd.images.content import ContentStore
 from compatd.images.directories import DirectoryStore
@@ -147,6 +148,7 @@ async def start(config: Config, stack: AsyncExitStack) -> Backends:
     return Backends(
         containers=containers,
         archives=Archives(containers=containers, supervisor=supervisor, preparation=preparation, workers=workers),
+        updates=Updates(containers=containers, supervisor=supervisor, preparation=preparation, host=host),
         statistics=Statistics(containers=containers, networks=networks, preparation=preparation, workers=workers),
         execs=execs,
         images=Catalog(images=images, users=lambda: [container.record.image_id for container in containers]),

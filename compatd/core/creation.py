@@ -155,9 +155,7 @@ def complete_host_config(
 
     ``log``: the engine's default. ``InvalidParameter`` in Docker's words, ``Unsupported`` naming the option.
     """
-    for option, asked in UNSUPPORTED:
-        if asked(host_config):
-            raise Unsupported(f"the {option} option is not supported by this engine")
+    check_supported(host_config)
     warnings: list[str] = []
     if host_config.runtime not in ("", "runc", "compatd"):
         raise InvalidParameter(f"unknown or invalid runtime name: {host_config.runtime}")
@@ -165,7 +163,9 @@ def complete_host_config(
         raise InvalidParameter("SHM size can not be less than 0")
     if not -1000 <= host_config.oom_score_adj <= 1000:
         raise InvalidParameter(f"Invalid value {host_config.oom_score_adj}, range for oom score adj is [-1000, 1000]")
-    policy = _check_restart_policy(host_config)
+    policy = check_restart_policy(host_config.restart_policy)
+    if host_config.auto_remove and policy.name != "no":
+        raise InvalidParameter("can't create 'AutoRemove' container with restart policy")
     network_mode = host_config.network_mode
     if network_mode in ("", "default"):
         network_mode = "bridge"
@@ -198,21 +198,30 @@ def _default_cgroupns(host_config: HostConfig, cgroup_version: int) -> str:
     return "private" if cgroup_version == 2 and not host_config.privileged else "host"
 
 
-def _check_restart_policy(host_config: HostConfig) -> RestartPolicy:
-    policy = host_config.restart_policy
-    name = policy.name or "no"
-    if name not in RESTART_POLICIES:
+def check_supported(host_config: HostConfig) -> None:
+    """``Unsupported`` naming the first option that the engine does not have."""
+    for option, asked in UNSUPPORTED:
+        if asked(host_config):
+            raise Unsupported(f"the {option} option is not supported by this engine")
+
+
+def check_restart_policy(policy: RestartPolicy) -> RestartPolicy:
+    """The policy as it is stored. ``InvalidParameter`` in the words of moby's container.ValidateRestartPolicy."""
+    if not policy.name:  # with any count, as clients have always sent it
+        return RestartPolicy(name="no")
+    if policy.name not in RESTART_POLICIES:
         raise InvalidParameter(
-            f"invalid restart policy: unknown policy '{name}';"
+            f"invalid restart policy: unknown policy '{policy.name}';"
             " use one of 'no', 'always', 'on-failure', or 'unless-stopped'"
+        )
+    if policy.maximum_retry_count and policy.name != "on-failure":
+        negative = " and cannot be negative" if policy.maximum_retry_count < 0 else ""
+        raise InvalidParameter(
+            f"invalid restart policy: maximum retry count can only be used with 'on-failure'{negative}"
         )
     if policy.maximum_retry_count < 0:
         raise InvalidParameter("invalid restart policy: maximum retry count cannot be negative")
-    if policy.maximum_retry_count and name != "on-failure":
-        raise InvalidParameter("invalid restart policy: maximum retry count can only be used with 'on-failure'")
-    if host_config.auto_remove and name != "no":
-        raise InvalidParameter("can't create 'AutoRemove' container with restart policy")
-    return RestartPolicy(name=name, maximum_retry_count=policy.maximum_retry_count)
+    return policy
 
 
 def _check_port(text: str) -> None:

@@ -354,6 +354,10 @@ class Preparation:
         """Let them go on."""
         await self._workers.run(cgroups.thaw, self._cgroup(record))
 
+    async def change_limits(self, record: ContainerRecord, changes: cgroups.Resources) -> None:
+        """Bring a running container's limits from those of ``record`` to ``changes``. ``SystemFailure``: refused."""
+        await self._workers.run(cgroups.update, self._cgroup(record), resources(record.host_config), changes)
+
     async def kill_all(self, record: ContainerRecord) -> None:
         """SIGKILL everything in a container's cgroup, whoever its parent is."""
         await self._workers.run(cgroups.kill_all, self._cgroup(record))

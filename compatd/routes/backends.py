@@ -38,6 +38,8 @@ from compatd.wire.types.containers import (
     PathStat,
     StatsResponse,
     TopResponse,
+    UpdateRequest,
+    UpdateResponse,
 )
 from compatd.wire.types.images import (
     DistributionInspect,
@@ -138,6 +140,12 @@ class Archives(Protocol):
     def export(self, reference: str) -> AsyncIterator[bytes]:
         """The whole root, volumes left out."""
         ...
+
+
+class Updates(Protocol):
+    """Changes of what containers may use."""
+
+    async def update(self, reference: str, request: UpdateRequest) -> UpdateResponse: ...
 
 
 class Statistics(Protocol):
@@ -268,6 +276,7 @@ class Backends:
 
     containers: Containers
     archives: Archives
+    updates: Updates
     statistics: Statistics
     execs: Execs
     images: Images

@@ -15,7 +15,7 @@ from compatd.routes.call import Call, Handler, finish, status_of
 from compatd.shim.spec import Attach
 from compatd.wire import json, versions
 from compatd.wire.streams import MULTIPLEXED_STREAM, RAW_STREAM, ClientSocket
-from compatd.wire.types.containers import ContainerCreateRequest, PathStat, WaitResponse
+from compatd.wire.types.containers import ContainerCreateRequest, PathStat, UpdateRequest, WaitResponse
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +74,11 @@ def _stop_signal(call: Call) -> str | None:
 async def kill(backends: Backends, call: Call) -> web.StreamResponse:
     await finish(call, backends.containers.kill(call.reference, params.text(call, "signal") or None))
     return call.empty(204)
+
+
+async def update(backends: Backends, call: Call) -> web.StreamResponse:
+    request = versions.upgrade(call.operation.id, call.version, await params.body(call, UpdateRequest))
+    return call.json(await finish(call, backends.updates.update(call.reference, request)))
 
 
 async def pause(backends: Backends, call: Call) -> web.StreamResponse:
@@ -275,6 +280,7 @@ HANDLERS: dict[str, Handler] = {
     "ContainerStop": stop,
     "ContainerRestart": restart,
     "ContainerKill": kill,
+    "ContainerUpdate": update,
     "ContainerPause": pause,
     "ContainerUnpause": unpause,
     "ContainerRename": rename,

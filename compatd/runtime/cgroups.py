@@ -134,7 +134,7 @@ def check(given: Resources, host: Host, *, update: bool = False) -> tuple[Resour
         warnings.append(text)
         result = replace(result, **changes)  # type: ignore[arg-type]  # fields of Resources, below
 
-    if given.cpu_shares < 0:
+    if given.cpu_shares < 0 and not update:
         raise InvalidParameter(f"invalid CPU shares ({given.cpu_shares}): value must be a positive integer")
     if not update and result.memory_bytes > 0 and result.memory_swap_bytes == 0:
         result = replace(result, memory_swap_bytes=result.memory_bytes * 2)
@@ -325,6 +325,16 @@ def update(place: ContainerCgroup, current: Resources, changes: Resources) -> No
             cgroupfs.write(directory, name, value)
         except OSError as error:
             raise _refused(directory, name, value, error) from error
+    if changes.cpu_shares and (directory := place.directory("cpu")) is not None:
+        _check_shares(directory, changes.cpu_shares)
+
+
+def _check_shares(directory: str, wanted: int) -> None:
+    """The kernel takes any number of shares and keeps what it has room for; runc's words for that."""
+    kept = cgroupfs.read_int(directory, "cpu.shares")
+    if kept is not None and wanted != kept:
+        bound = "maximum" if wanted > kept else "minimum"
+        raise SystemFailure(f"the {bound} allowed cpu-shares is {kept}")
 
 
 def pids(place: ContainerCgroup) -> list[int]:

@@ -27,7 +27,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("ContainerStop", "POST", "/containers/{id}/stop", (1, 24), True),
     Operation("ContainerRestart", "POST", "/containers/{id}/restart", (1, 24), True),
     Operation("ContainerKill", "POST", "/containers/{id}/kill", (1, 24), True),
-    Operation("ContainerUpdate", "POST", "/containers/{id}/update", (1, 24), False),
+    Operation("ContainerUpdate", "POST", "/containers/{id}/update", (1, 24), True),
     Operation("ContainerRename", "POST", "/containers/{id}/rename", (1, 24), True),
     Operation("ContainerPause", "POST", "/containers/{id}/pause", (1, 24), True),
     Operation("ContainerUnpause", "POST", "/containers/{id}/unpause", (1, 24), True),

@@ -11,7 +11,14 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
-from compatd.wire.types.containers import ContainerConfig, ContainerCreateRequest, ExecCreateRequest, HostConfig, Mount
+from compatd.wire.types.containers import (
+    ContainerConfig,
+    ContainerCreateRequest,
+    ExecCreateRequest,
+    HostConfig,
+    Mount,
+    UpdateRequest,
+)
 
 T = TypeVar("T")
 
@@ -234,6 +241,14 @@ def _no_console_size(request: ExecCreateRequest) -> ExecCreateRequest:
     return msgspec.structs.replace(request, console_size=None)
 
 
+def _no_kernel_memory(request: UpdateRequest) -> UpdateRequest:
+    return msgspec.structs.replace(request, kernel_memory=0)
+
+
+def _no_pids_limit(request: UpdateRequest) -> UpdateRequest:
+    return msgspec.structs.replace(request, pids_limit=None)
+
+
 ALL: Version = (99, 0)
 
 UPGRADES: tuple[Upgrade, ...] = (
@@ -252,6 +267,8 @@ UPGRADES: tuple[Upgrade, ...] = (
     Upgrade("ContainerCreate", (1, 44), _mounts(_plain_read_only)),
     Upgrade("ContainerCreate", (1, 45), _mounts(_no_subpath)),
     Upgrade("ContainerExec", (1, 42), _no_console_size),
+    Upgrade("ContainerUpdate", ALL, _no_kernel_memory),
+    Upgrade("ContainerUpdate", (1, 40), _no_pids_limit),
 )
 
 

@@ -60,7 +60,7 @@ class Services:
 
     def __init__(self) -> None:
         self.containers, self.archives, self.execs, self.images = Fake(), Fake(), Fake(), Fake()
-        self.statistics = Fake()
+        self.statistics, self.updates = Fake(), Fake()
         self.transfers, self.builds, self.networks, self.volumes = Fake(), Fake(), Fake(), Fake()
         self.system, self.logins, self.events = Fake(), Fake(), Fake()
 

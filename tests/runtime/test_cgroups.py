@@ -5,6 +5,7 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -378,3 +379,25 @@ def test_limits_move_up_and_down(host: Host, place: cgroups.ContainerCgroup) -> 
     assert cgroupfs.read(pids, "pids.max").strip() == "max"
     with pytest.raises(SystemFailure, match=r'failed to write "77": write .*/cpuset.cpus: '):
         cgroups.update(place, current, Resources(cpuset_cpus="77"))
+
+
+@pytest.mark.unit
+def test_updates_of_version_2(tmp_path: Path) -> None:
+    """Into a folder that looks like the unified hierarchy."""
+    folder = tmp_path / "x"
+    folder.mkdir()
+    for name in ("memory.max", "memory.swap.max", "memory.low", "cpu.max", "cpu.weight", "pids.max", "cpuset.cpus"):
+        (folder / name).touch()
+    place = cgroups.ContainerCgroup(layout=replace(UNIFIED, unified=str(tmp_path)), path="/x")
+    current = Resources(memory_bytes=64 * MIB, memory_swap_bytes=128 * MIB, pids_limit=5)
+    cgroups.update(place, current, Resources(memory_bytes=96 * MIB, nano_cpus=5 * 10**8, cpu_shares=2048, pids_limit=0))
+    written = {path.name: path.read_text() for path in folder.iterdir()}
+    assert written == {
+        "memory.max": str(96 * MIB),
+        "memory.swap.max": str(32 * MIB),
+        "memory.low": "",
+        "cpu.max": "50000 100000",
+        "cpu.weight": str(cgroups.cpu_weight(2048)),
+        "pids.max": "max",
+        "cpuset.cpus": "",
+    }
