@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, cast
 
 import msgspec
@@ -86,11 +87,12 @@ def container_spec(
         privileged=host_config.privileged,
         cap_add=tuple(host_config.cap_add or ()),
         cap_drop=tuple(host_config.cap_drop or ()),
-        seccomp="unconfined" if host_config.privileged and security.seccomp is None else security.seccomp,
+        seccomp=security.seccomp,
         no_new_privileges=security.no_new_privileges,
+        writable_cgroups=security.writable_cgroups,
         apparmor=security.apparmor,
-        masked_paths=_paths(host_config.masked_paths, security.unconfined_paths or host_config.privileged),
-        readonly_paths=_paths(host_config.readonly_paths, security.unconfined_paths or host_config.privileged),
+        masked_paths=_paths(host_config.masked_paths, host_config.privileged),
+        readonly_paths=_paths(host_config.readonly_paths, host_config.privileged),
         sysctls=host_config.sysctls or {},
         ulimits=tuple(Ulimit(name=u.name, soft=u.soft, hard=u.hard) for u in host_config.ulimits or ()),
         oom_score_adj=host_config.oom_score_adj,
@@ -179,53 +181,38 @@ def adapt_resources(host_config: HostConfig, adapted: Resources) -> HostConfig:
     )
 
 
+@dataclass(slots=True)
 class Security:
-    """The ``--security-opt`` list, read."""
+    """The ``--security-opt`` list, read. ``None``: the list does not say."""
 
-    __slots__ = ("apparmor", "no_new_privileges", "seccomp", "unconfined_paths")
-
-    def __init__(self) -> None:
-        self.seccomp: str | None = None
-        self.no_new_privileges = False
-        self.apparmor: str | None = None
-        self.unconfined_paths = False
+    seccomp: str | None = None
+    no_new_privileges: bool = False
+    apparmor: str | None = None
+    writable_cgroups: bool | None = None
 
 
 def read_security(options: Sequence[str]) -> Security:
     """``SystemFailure`` in the words of moby daemon/daemon_unix.go, parseSecurityOpt."""
     security = Security()
     for option in options:
-        if option == "no-new-privileges":
-            security.no_new_privileges = True
-            continue
         if option == "disable":
             continue
         name, separator, value = option.partition("=")
         if not separator:
             name, separator, value = option.partition(":")
-        if not separator:
+        if not separator and option in ("no-new-privileges", "writable-cgroups"):
+            value = "true"
+        elif not separator:
             raise SystemFailure(f'invalid --security-opt 1: "{option}"')
         match name:
             case "label":
-                # SELinux labels mean nothing where there is no SELinux; Docker accepts them there too.
-                continue
+                pass  # SELinux labels mean nothing where there is no SELinux; Docker accepts them there too.
             case "apparmor":
                 security.apparmor = value
             case "seccomp":
-                if value == "builtin":
-                    security.seccomp = None
-                elif value == "unconfined":
-                    security.seccomp = "unconfined"
-                else:
-                    security.seccomp = value
-            case "no-new-privileges":
-                if value not in ("true", "false", "1", "0"):
-                    raise SystemFailure(f'invalid --security-opt 2: "{option}"')
-                security.no_new_privileges = value in ("true", "1")
-            case "systempaths":
-                if value != "unconfined":
-                    raise SystemFailure(f'invalid --security-opt 2: "{option}"')
-                security.unconfined_paths = True
+                security.seccomp = value or None
+            case "no-new-privileges" | "writable-cgroups" if value in (*_TRUE, *_FALSE):
+                setattr(security, name.replace("-", "_"), value in _TRUE)
             case _:
                 raise SystemFailure(f'invalid --security-opt 2: "{option}"')
     return security

@@ -94,6 +94,7 @@ SECCOMP_FILTER_FLAG_LOG = 2
 
 # include/uapi/linux/keyctl.h
 KEYCTL_JOIN_SESSION_KEYRING = 1
+KEYCTL_SETPERM = 5
 
 _ARCH = platform.machine()
 # arch/x86/entry/syscalls/syscall_64.tbl; include/uapi/asm-generic/unistd.h for the rest; from 424 up all agree.
@@ -337,13 +338,26 @@ def seccomp_filter(program: bytes, flags: int = 0) -> None:
     _call("seccomp", ctypes.c_uint(SECCOMP_SET_MODE_FILTER), ctypes.c_uint(flags), ctypes.byref(fprog))
 
 
-def join_session_keyring(name: str | None = None) -> None:
-    """keyctl(2), JOIN_SESSION_KEYRING: leave the inherited session keyring for a new one."""
-    _call(
+def join_session_keyring(name: str | None = None) -> int:
+    """keyctl(2), JOIN_SESSION_KEYRING: leave the inherited session keyring for the one called so, or for a new one.
+    Returns its number."""
+    return _call(
         "keyctl",
         ctypes.c_long(KEYCTL_JOIN_SESSION_KEYRING),
         ctypes.c_char_p(name.encode() if name is not None else None),
         ctypes.c_long(0),
+        ctypes.c_long(0),
+        ctypes.c_long(0),
+    )
+
+
+def set_key_permissions(key: int, permissions: int) -> None:
+    """keyctl(2), SETPERM; include/linux/key.h has the bits."""
+    _call(
+        "keyctl",
+        ctypes.c_long(KEYCTL_SETPERM),
+        ctypes.c_long(key),
+        ctypes.c_long(permissions),
         ctypes.c_long(0),
         ctypes.c_long(0),
     )

@@ -8,32 +8,31 @@ Where the profile leaves room, the program does what runc with libseccomp does:
 - an unconditional rule for a call wins over conditional ones, else the first rule that matches counts;
 - a call newer than every call the profile names fails with ENOSYS rather than the default error, so that a C library
   falls back to what it knows (runc libcontainer/seccomp/patchbpf);
-- a call from an architecture the profile does not have kills the process.
+- a call from an architecture the profile does not have kills the thread.
 Unlike it, x32 calls never pass: they fail with ENOSYS, as on a kernel built without x32.
 """
 
 import errno
 import functools
-import json
-import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from compatd.errors import SystemFailure, Unsupported
 from compatd.runtime import capabilities as caps
 from compatd.runtime import seccomp_profile as data
 from compatd.runtime.oci import create_failed, init_failed
+from compatd.runtime.seccomp_document import decode, refused
 
 # include/uapi/linux/seccomp.h, return values
 KILL_PROCESS, KILL_THREAD, TRAP = 0x80000000, 0x00000000, 0x00030000
 ERRNO, TRACE, LOG, ALLOW = 0x00050000, 0x7FF00000, 0x7FFC0000, 0x7FFF0000
+_NOTIFY = 0x7FC00000
 _ACTION, _DATA = 0xFFFF0000, 0xFFFF
 _ENOSYS = ERRNO | errno.ENOSYS
 
-MAX_PROFILE_BYTES = 1 << 20
 _MAX_INSTRUCTIONS = 4096  # BPF_MAXINSNS, include/uapi/linux/bpf_common.h
 
 _ACTIONS = {
@@ -45,6 +44,7 @@ _ACTIONS = {
     "SCMP_ACT_TRACE": TRACE,
     "SCMP_ACT_LOG": LOG,
     "SCMP_ACT_ALLOW": ALLOW,
+    "SCMP_ACT_NOTIFY": _NOTIFY,
 }
 Operator = Literal["NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ"]
 _OPERATORS: dict[str, Operator] = {
@@ -56,8 +56,13 @@ _OPERATORS: dict[str, Operator] = {
     "SCMP_CMP_GT": "GT",
     "SCMP_CMP_MASKED_EQ": "MASKED_EQ",
 }
-# Without effect on a process that has one thread when the filter is loaded; this one would have an effect: LOG.
-_FLAGS = {"SECCOMP_FILTER_FLAG_TSYNC", "SECCOMP_FILTER_FLAG_SPEC_ALLOW"}
+# TSYNC is without effect on a process that has one thread when the filter is loaded.
+_FLAGS = {
+    "SECCOMP_FILTER_FLAG_TSYNC": 0,
+    "SECCOMP_FILTER_FLAG_LOG": 1 << 1,
+    "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 1 << 2,
+}
+DEFAULT_FLAGS = _FLAGS["SECCOMP_FILTER_FLAG_SPEC_ALLOW"]  # runc libcontainer/specconv, where a profile names none
 
 # include/uapi/linux/audit.h
 _AUDIT = {"x86_64": 0xC000003E, "x86": 0x40000003, "aarch64": 0xC00000B7, "arm": 0x40000028}
@@ -129,10 +134,19 @@ class Profile:
     default: int
     rules: tuple[Rule, ...]
     architectures: frozenset[str] | None = None
+    flags: int = DEFAULT_FLAGS
 
 
-def compile_profile(profile: str | None, *, capabilities: int, machine: str, kernel: tuple[int, int]) -> bytes | None:
-    """The filter (struct sock_filter, 8 bytes each) of a profile's JSON text, or of Docker's default for ``None``.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """What seccomp(2) takes: struct sock_filter, 8 bytes each, and SECCOMP_FILTER_FLAG_*."""
+
+    program: bytes
+    flags: int
+
+
+def compile_profile(profile: str | None, *, capabilities: int, machine: str, kernel: tuple[int, int]) -> Filter | None:
+    """The filter of a profile's JSON text, or of Docker's default for ``None``.
 
     ``None`` for a profile that says nothing at all, which leaves a container unconfined under Docker too.
     ``capabilities`` is the container's bounding set, ``machine`` uname's. ``SystemFailure`` with Docker's text for
@@ -142,21 +156,25 @@ def compile_profile(profile: str | None, *, capabilities: int, machine: str, ker
 
 
 @functools.lru_cache(maxsize=32)
-def _compile_text(profile: str | None, capabilities: int, machine: str, kernel: tuple[int, int]) -> bytes | None:
-    parsed = DEFAULT if profile is None else parse_profile(profile)
-    if parsed is None:
-        return None
+def _compile_text(profile: str | None, capabilities: int, machine: str, kernel: tuple[int, int]) -> Filter | None:
     if machine not in _SUB:
         raise Unsupported(f"seccomp is not available on {machine}: use --security-opt seccomp=unconfined")
-    return compile_rules(parsed, capabilities=frozenset(caps.names(capabilities)), machine=machine, kernel=kernel)
+    held = frozenset(caps.names(capabilities))
+    parsed = DEFAULT if profile is None else parse_profile(profile, capabilities=held, machine=machine, kernel=kernel)
+    if parsed is None:
+        return None
+    program = compile_rules(parsed, capabilities=held, machine=machine, kernel=kernel)
+    return Filter(program=program, flags=parsed.flags)
 
 
 def compile_rules(profile: Profile, *, capabilities: frozenset[str], machine: str, kernel: tuple[int, int]) -> bytes:
     """The program for ``machine`` and the architectures it also runs. ``SystemFailure``: too large for the kernel."""
-    chosen = [rule for rule in profile.rules if _applies(rule, capabilities, _GO[machine], kernel)]
+    chosen = [
+        rule for rule in profile.rules if _applies(rule.includes, rule.excludes, capabilities, _GO[machine], kernel)
+    ]
     allowed = profile.architectures
     compatible = [sub for sub in _SUB[machine] if allowed is None or f"SCMP_ARCH_{sub.upper()}" in allowed]
-    program: list[_Instruction] = [_ret(KILL_PROCESS)]
+    program: list[_Instruction] = [_ret(KILL_THREAD)]
     for architecture in (*reversed(compatible), machine):
         body = _compile_architecture(profile.default, chosen, architecture)
         # The architecture's number stays in the accumulator until one matches.
@@ -167,38 +185,103 @@ def compile_rules(profile: Profile, *, capabilities: frozenset[str], machine: st
     return b"".join(struct.pack("<HBBI", *instruction) for instruction in program)
 
 
-def parse_profile(text: str) -> Profile | None:
-    """A profile in Docker's JSON format. ``SystemFailure`` with Docker's text; ``None`` for one without content.
+def parse_profile(
+    text: str, *, capabilities: frozenset[str] = frozenset(), machine: str = "x86_64", kernel: tuple[int, int] = (0, 0)
+) -> Profile | None:
+    """A profile in Docker's JSON format, less the rules that do not apply to such a container on such a machine.
 
-    moby profiles/seccomp/seccomp_linux.go, LoadProfile and setupSeccomp.
+    ``SystemFailure`` with Docker's text; ``None`` for one without content.
+    moby profiles/seccomp/seccomp_linux.go, LoadProfile and setupSeccomp; runc libcontainer/specconv, SetupSeccomp, and
+    libcontainer/seccomp, InitSeccomp: each looks at the whole of it before the next one does.
     """
-    document = _decode(text)
-    architectures = _strings(document, "architectures")
-    arch_map = _objects(document, "archMap")
+    document = decode(text)
+    architectures: list[str] = document.get("architectures", [])
+    arch_map: list[dict[str, Any] | None] = document.get("archMap", [])
     if architectures and arch_map:
         raise SystemFailure(
             "both 'architectures' and 'archMap' are specified in the seccomp profile, "
             "use either 'architectures' or 'archMap'"
         )
-    action = _string(document, "defaultAction")
-    calls = _objects(document, "syscalls")
-    if not action and not calls:
+    action: str = document.get("defaultAction", "")
+    listed: list[dict[str, Any] | None] = document.get("syscalls", [])
+    if not action and not listed:
         return None
-    chosen: frozenset[str] = frozenset(architectures)
     for entry in arch_map:
-        # The entry of another machine has no member of ours.
-        chosen |= {_string(entry, "architecture"), *_strings(entry, "subArchitectures")}
-    for name in sorted(chosen):
+        if entry is not None and entry.get("architecture") == f"SCMP_ARCH_{machine.upper()}":
+            architectures = [entry["architecture"], *entry.get("subArchitectures", [])]
+            break
+    calls: list[dict[str, Any]] = []
+    for call in listed:
+        if call is None:
+            raise refused("null is no system call")  # which makes dockerd panic
+        if call.get("name") and call.get("names"):
+            raise SystemFailure(
+                "both 'name' and 'names' are specified in the seccomp profile, use either 'name' or 'names'"
+            )
+        includes, excludes = _when(call.get("includes")), _when(call.get("excludes"))
+        if _applies(includes, excludes, capabilities, _GO[machine], kernel):
+            calls.append(call)
+    return _accept(document, action, architectures, calls)
+
+
+def _accept(
+    document: dict[str, Any], action: str, architectures: Sequence[str | None], calls: Sequence[dict[str, Any]]
+) -> Profile:
+    default = _verdict(action, document.get("defaultErrnoRet"))
+    for name in architectures:
         if name not in _ARCHITECTURES:
-            raise create_failed(f"string {name} is not a valid arch for seccomp")
-    for flag in _strings(document, "flags"):
+            raise create_failed(f"string {name or ''} is not a valid arch for seccomp")
+    named: list[str | None] = document.get("flags", [])
+    for flag in named:
         if flag not in _FLAGS:
-            raise create_failed(f"seccomp flag {flag} is not known to runc")
-    if _string(document, "listenerPath"):
-        raise Unsupported("seccomp notify listeners are not supported")
-    default = _verdict(action, _number(document, "defaultErrnoRet"))
-    rules = [rule for call in calls for rule in _parse_call(call)]
-    return Profile(default=default, rules=tuple(rules), architectures=chosen)
+            raise create_failed(f"seccomp flag {flag or ''} is not known to runc")
+    flags = sum({_FLAGS[flag] for flag in named if flag}) if named else DEFAULT_FLAGS
+    parsed = [rule for call in calls for rule in _parse_call(call)]
+    if notified := [rule for rule in parsed if rule.verdict == _NOTIFY]:
+        if any("write" in rule.names for rule in notified):
+            raise init_failed("SCMP_ACT_NOTIFY cannot be used for the write syscall")
+        if not document.get("listenerPath") and default != _NOTIFY:
+            raise init_failed("seccomp listenerPath is not set")
+    if default == _NOTIFY:
+        raise init_failed("SCMP_ACT_NOTIFY cannot be used as default action")
+    if notified:
+        raise Unsupported("seccomp action SCMP_ACT_NOTIFY is not supported")
+    if _overflows(default):
+        raise init_failed("error creating filter: could not create filter")
+    _check_rules(parsed, default)
+    return Profile(
+        default=default, rules=tuple(parsed), architectures=frozenset(filter(None, architectures)), flags=flags
+    )
+
+
+def _check_rules(rules: Sequence[Rule], default: int) -> None:
+    """What libseccomp refuses."""
+    seen: dict[tuple[str, frozenset[Condition]], int] = {}
+    for rule in rules:
+        for name in rule.names:
+            if not name:
+                raise init_failed("empty string is not a valid syscall")
+            if rule.verdict == default or not any(name in numbers for numbers in data.NUMBERS.values()):
+                continue
+            for condition in rule.conditions:
+                if condition.index > 5:
+                    raise init_failed(
+                        f"error creating seccomp syscall condition for syscall {name}: "
+                        f"syscalls only have up to 6 arguments ({condition.index} given)"
+                    )
+            what = "rule" if rule.conditions else "filter rule"
+            if _overflows(rule.verdict):
+                raise init_failed(
+                    f"error adding seccomp {what} for syscall {name}: two checks on same syscall argument"
+                )
+            for test in _tests(rule.conditions) if rule.conditions else ():
+                if seen.setdefault((name, frozenset(test)), rule.verdict) != rule.verdict:
+                    raise init_failed(f"error adding seccomp {what} for syscall {name}: file exists")
+
+
+def _overflows(verdict: int) -> bool:
+    """libseccomp's MAX_ERRNO."""
+    return verdict & _ACTION == ERRNO and verdict & _DATA >= 4095
 
 
 def _default_rules() -> Iterator[Rule]:
@@ -224,8 +307,9 @@ def _default_rules() -> Iterator[Rule]:
 DEFAULT = Profile(default=ERRNO | errno.EPERM, rules=tuple(_default_rules()))
 
 
-def _applies(rule: Rule, capabilities: frozenset[str], architecture: str, kernel: tuple[int, int]) -> bool:
-    includes, excludes = rule.includes, rule.excludes
+def _applies(
+    includes: When, excludes: When, capabilities: frozenset[str], architecture: str, kernel: tuple[int, int]
+) -> bool:
     return not (
         architecture in excludes.arches
         or capabilities & excludes.caps
@@ -397,140 +481,39 @@ def _resolve(block: list[_Instruction]) -> list[_Instruction]:
 # ---- parsing ----
 
 
-def _decode(text: str) -> dict[str, Any]:
-    if len(text) > MAX_PROFILE_BYTES:
-        raise _undecodable(f"profile is larger than {MAX_PROFILE_BYTES} bytes")
-    try:
-        document: object = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.pos >= len(text):
-            raise _undecodable("unexpected end of JSON input") from error
-        raise _undecodable(f"invalid character '{text[error.pos]}' looking for beginning of value") from error
-    except (RecursionError, ValueError) as error:
-        raise _undecodable("exceeded max depth") from error
-    if document is None:
-        return {}
-    return _object(document, "")
-
-
 def _parse_call(call: dict[str, Any]) -> Iterator[Rule]:
-    name, names = _string(call, "name", "syscalls."), _strings(call, "names", "syscalls.")
-    if name and names:
-        raise SystemFailure(
-            "both 'name' and 'names' are specified in the seccomp profile, use either 'name' or 'names'"
-        )
-    conditions = tuple(_parse_condition(arg, (*names, name)[0]) for arg in _objects(call, "args", "syscalls."))
-    verdict = _verdict(_string(call, "action", "syscalls."), _number(call, "errnoRet", "syscalls."))
-    for listed in names or (name,):
-        if not listed:
-            raise create_failed("empty string is not a valid syscall")
-    yield Rule(
-        names=tuple(names) or (name,),
-        verdict=verdict,
-        conditions=conditions,
-        includes=_parse_when(call.get("includes"), "syscalls.includes"),
-        excludes=_parse_when(call.get("excludes"), "syscalls.excludes"),
-    )
+    names: list[str | None] = call.get("names") or ([call["name"]] if call.get("name") else [])
+    verdict = _verdict(call.get("action", ""), call.get("errnoRet"))
+    conditions = tuple(_parse_condition(arg or {}) for arg in call.get("args", ()))
+    if names:
+        yield Rule(names=tuple(name or "" for name in names), verdict=verdict, conditions=conditions)
 
 
-def _parse_condition(arg: dict[str, Any], call: str) -> Condition:
-    where = "syscalls.args."
-    index = _number(arg, "index", where) or 0
-    operator = _string(arg, "op", where)
+def _parse_condition(arg: dict[str, Any]) -> Condition:
+    operator = arg.get("op", "")
     if operator not in _OPERATORS:
         raise create_failed(f"string {operator} is not a valid operator for seccomp")
-    if index > 5:
-        raise init_failed(
-            f"error creating seccomp syscall condition for syscall {call}: "
-            f"syscalls only have up to 6 arguments ({index} given)"
-        )
     return Condition(
-        index=index,
+        index=arg.get("index", 0),
         operator=_OPERATORS[operator],
-        value=_number(arg, "value", where, "uint64") or 0,
-        value_two=_number(arg, "valueTwo", where, "uint64") or 0,
+        value=arg.get("value", 0),
+        value_two=arg.get("valueTwo", 0),
     )
 
 
-def _parse_when(value: object, where: str) -> When:
-    if value is None:
-        return When()
-    document = _object(value, where)
-    version = _string(document, "minKernel", f"{where}.")
-    match = re.fullmatch(r"([0-9]{1,5})\.([0-9]{1,5})", version)
-    if version and match is None:
-        raise _undecodable(f'invalid kernel version: "{version}", expected "<kernel>.<major>"')
+def _when(given: dict[str, Any] | None) -> When:
+    given = given or {}
     return When(
-        caps=frozenset(_strings(document, "caps", f"{where}.")),
-        arches=frozenset(_strings(document, "arches", f"{where}.")),
-        min_kernel=None if match is None else (int(match[1]), int(match[2])),
+        caps=frozenset(filter(None, given.get("caps", ()))),
+        arches=frozenset(filter(None, given.get("arches", ()))),
+        min_kernel=given.get("minKernel"),
     )
 
 
 def _verdict(action: str, errno_ret: int | None) -> int:
-    if action == "SCMP_ACT_NOTIFY":
-        raise Unsupported("seccomp action SCMP_ACT_NOTIFY is not supported")
     if action not in _ACTIONS:
         raise create_failed(f"string {action} is not a valid action for seccomp")
     verdict = _ACTIONS[action]
     if verdict in (ERRNO, TRACE):
         verdict |= (errno.EPERM if errno_ret is None else errno_ret) & _DATA
     return verdict
-
-
-def _undecodable(why: str) -> SystemFailure:
-    return SystemFailure(f"Decoding seccomp profile failed: {why}")
-
-
-def _mismatch(value: object, where: str, wanted: str) -> SystemFailure:
-    kinds: dict[type, str] = {bool: "bool", str: "string", list: "array", dict: "object"}
-    kind = kinds.get(type(value), "number")
-    spelled = f"{kind} {value}" if kind == "number" else kind
-    if where:
-        return _undecodable(f"json: cannot unmarshal {spelled} into Go struct field Seccomp.{where} of type {wanted}")
-    return _undecodable(f"json: cannot unmarshal {kind} into Go value of type seccomp.Seccomp")
-
-
-def _object(value: object, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise _mismatch(value, where, "seccomp.Filter")
-    return cast("dict[str, Any]", value)
-
-
-def _objects(document: dict[str, Any], key: str, where: str = "") -> list[dict[str, Any]]:
-    value = document.get(key)
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise _mismatch(value, where + key, "[]*seccomp.Syscall")
-    return [_object(item, where + key) for item in cast("list[object]", value)]
-
-
-def _strings(document: dict[str, Any], key: str, where: str = "") -> list[str]:
-    value = document.get(key)
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise _mismatch(value, where + key, "[]string")
-    for item in cast("list[object]", value):
-        if not isinstance(item, str):
-            raise _mismatch(item, where + key, "string")
-    return cast("list[str]", value)
-
-
-def _string(document: dict[str, Any], key: str, where: str = "") -> str:
-    value = document.get(key)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise _mismatch(value, where + key, "string")
-    return value
-
-
-def _number(document: dict[str, Any], key: str, where: str = "", kind: str = "uint") -> int | None:
-    value = document.get(key)
-    if value is None:
-        return None
-    if type(value) is not int or not 0 <= value < 1 << 64:
-        raise _mismatch(value, where + key, kind)
-    return value

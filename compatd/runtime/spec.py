@@ -107,11 +107,11 @@ class Ulimit:
 class ContainerSpec:
     """Everything about a container that its start depends on. Paths of the host are absolute and the engine's own.
 
-    ``env`` is complete but for HOME. ``seccomp`` is ``None`` (the default profile), ``unconfined`` or a profile's
-    JSON text. ``masked_paths`` and ``readonly_paths`` are ``None`` for Docker's lists. ``devices`` come from
-    ``devices.expand`` or, for a privileged container, ``devices.host_devices``. ``files`` are binds that a user's
-    mount on the same target takes precedence of (/etc/hosts and its like). ``shm`` is what /dev/shm is: a tmpfs of
-    its own, nothing, or the host's.
+    ``env`` is complete but for HOME. ``seccomp`` is ``None`` (the default profile, unless privileged), ``builtin``,
+    ``unconfined`` or a profile's JSON text. ``masked_paths`` and ``readonly_paths`` are ``None`` for Docker's lists.
+    ``devices`` come from ``devices.expand`` or, for a privileged container, ``devices.host_devices``. ``files`` are
+    binds that a user's mount on the same target takes precedence of (/etc/hosts and its like). ``shm`` is what
+    /dev/shm is: a tmpfs of its own, nothing, or the host's.
     """
 
     id: str
@@ -147,6 +147,7 @@ class ContainerSpec:
     cap_drop: tuple[str, ...] = ()
     seccomp: str | None = None
     no_new_privileges: bool = False
+    writable_cgroups: bool | None = None  # as if privileged
     apparmor: str | None = None
     masked_paths: tuple[str, ...] | None = None
     readonly_paths: tuple[str, ...] | None = None
@@ -282,13 +283,15 @@ def _process(spec: ContainerSpec, host: Host) -> shim.Process:
         rlimits=[_rlimit(ulimit) for ulimit in spec.ulimits],
         tty=spec.tty,
     )
+    process["keyring"] = f"_ses.{spec.id}"
     if spec.oom_score_adj:
         process["oom_score_adj"] = spec.oom_score_adj
     if spec.console_size is not None:
         process["console_size"] = spec.console_size
-    program = _seccomp(spec, host, held)
-    if program is not None:
-        process["seccomp"] = program
+    filter_ = _seccomp(spec, host, held)
+    if filter_ is not None:
+        process["seccomp"] = base64.b64encode(filter_.program).decode()
+        process["seccomp_flags"] = filter_.flags
     if host.apparmor:
         profile = spec.apparmor or (None if spec.privileged else host.apparmor_default_profile)
         if profile is not None and profile != "unconfined":
@@ -308,17 +311,17 @@ def _rlimit(ulimit: Ulimit) -> shim.Rlimit:
     return shim.Rlimit(resource=number, soft=ulimit.soft, hard=ulimit.hard)
 
 
-def _seccomp(spec: ContainerSpec, host: Host, held: int) -> str | None:
+def _seccomp(spec: ContainerSpec, host: Host, held: int) -> seccomp.Filter | None:
     """moby daemon/seccomp_linux.go, WithSeccomp."""
-    wanted = None if spec.seccomp == "builtin" else spec.seccomp
-    if wanted == "unconfined" or (spec.privileged and wanted is None):
+    if spec.seccomp == "unconfined" or (spec.privileged and spec.seccomp is None):
         return None
+    # Docker reads even "builtin" as a profile's text where a container is privileged, and refuses it.
+    wanted = None if spec.seccomp == "builtin" and not spec.privileged else spec.seccomp
     if not host.seccomp:
         if wanted is not None:
             raise SystemFailure("seccomp is not enabled in your kernel, cannot run a custom seccomp profile")
         return None
-    program = seccomp.compile_profile(wanted, capabilities=held, machine=host.machine, kernel=host.kernel)
-    return None if program is None else base64.b64encode(program).decode()
+    return seccomp.compile_profile(wanted, capabilities=held, machine=host.machine, kernel=host.kernel)
 
 
 def _sysctls(spec: ContainerSpec, host: Host) -> dict[str, str]:
@@ -399,7 +402,8 @@ def _default_mounts(spec: ContainerSpec, place: cgroups.ContainerCgroup) -> Iter
         "newinstance,ptmxmode=0666,mode=0620,gid=5",
     )
     yield _mount("/sys", "sysfs", _NOSUID_NOEXEC_NODEV | sys_readonly)
-    yield from _cgroup_view(spec, place, _NOSUID_NOEXEC_NODEV | sys_readonly)
+    writable = spec.privileged if spec.writable_cgroups is None else spec.writable_cgroups
+    yield from _cgroup_view(spec, place, _NOSUID_NOEXEC_NODEV | (0 if writable else syscalls.MS_RDONLY))
     yield _mount("/dev/mqueue", "mqueue", _NOSUID_NOEXEC_NODEV)
     if spec.shm == "host":
         yield shim.MountOp(

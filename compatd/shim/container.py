@@ -131,6 +131,7 @@ def become_init(document: bytes, fds: list[int], ends: Ends, report: Report) -> 
         report.done("pivot")
         _take_stdio(ends, tty=spec["tty"])
         given = process.environment(spec, identity)
+        process.join_keyring(spec, new=True)
         process.limit(spec)
         process.become(spec, identity)
         file = b"" if launch["init"] else process.find(given.argv[0], process.search_path(given.envp))
@@ -182,6 +183,7 @@ def enter(spec: Exec, pidfd: int, ends: Ends, report: Report) -> NoReturn:
             ends = Ends(slave, slave, slave)
         _take_stdio(ends, tty=wanted["tty"])
         given = process.environment(wanted, identity)
+        process.join_keyring(wanted, new=False)
         process.limit(wanted)
         process.become(wanted, identity)
         file = process.find(given.argv[0], process.search_path(given.envp))
@@ -253,6 +255,7 @@ def _null() -> int:
             fd = root.open("/dev/null", os.O_RDWR)
         info = os.fstat(fd)
         if stat.S_ISCHR(info.st_mode) and info.st_rdev == rootfs.DEV_NULL:
+            os.set_blocking(fd, True)
             return fd
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):

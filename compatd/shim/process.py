@@ -30,6 +30,7 @@ EXEC_FAILED = 255  # runc's exit code when execve(2) itself fails; the container
 # By spawner and shims; an ignored signal stays ignored across exec.
 IGNORED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 _ENDLESS = (1 << 64) - 1
+KEYRING_PERMISSIONS = 0x3F1B0000  # runc's: its user may find it, so that execs join it
 
 
 class Environment(NamedTuple):
@@ -91,7 +92,7 @@ def environment(process: Process, identity: users.Identity) -> Environment:
 
 
 def limit(process: Process) -> None:
-    """Resource limits, session keyring, umask."""
+    """Resource limits and umask."""
     for entry in process["rlimits"]:
         soft, hard = (
             resource.RLIM_INFINITY if value in (-1, _ENDLESS) else value for value in (entry["soft"], entry["hard"])
@@ -103,13 +104,19 @@ def limit(process: Process) -> None:
             raise Failed(
                 f"error setting rlimits for ready process: error setting rlimit type {entry['resource']}: {why}"
             ) from error
+    os.umask(0o022)
+
+
+def join_keyring(process: Process, *, new: bool) -> None:
+    """The container's session keyring (keyrings(7)): the inherited one would give access to the engine's keys."""
     try:
-        syscalls.join_session_keyring()  # keyrings(7): the inherited one would give access to the engine's keys
+        keyring = syscalls.join_session_keyring(process.get("keyring"))
+        if new:
+            syscalls.set_key_permissions(keyring, KEYRING_PERMISSIONS)
     except OSError as error:
         # No keyrings here, or a seccomp filter around us keeps them from everybody.
         if error.errno not in (errno.ENOSYS, errno.EPERM):
-            raise Failed(f"unable to create session key: {words(error)}") from error
-    os.umask(0o022)
+            raise Failed(f"unable to join session keyring: unable to create session key: {words(error)}") from error
 
 
 def enter_directory(path: str) -> bool:
@@ -189,7 +196,7 @@ def filter_calls(process: Process) -> None:
     """Install the seccomp filter: last, since nothing but execve(2) need be allowed by it then."""
     if "seccomp" in process:
         try:
-            syscalls.seccomp_filter(base64.b64decode(process["seccomp"]))
+            syscalls.seccomp_filter(base64.b64decode(process["seccomp"]), process.get("seccomp_flags", 0))
         except OSError as error:
             raise Failed(f"error loading seccomp filter: {words(error)}") from error
 

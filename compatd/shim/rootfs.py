@@ -350,6 +350,7 @@ def _propagate(mount: int, propagation: int) -> None:
 def _empty_directory() -> int:
     context = syscalls.fsopen("tmpfs")
     try:
+        syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "source", "tmpfs")
         syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "size", "4k")
         syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "nr_inodes", "1")
         syscalls.fsconfig(context, syscalls.FSCONFIG_SET_FLAG, "ro")

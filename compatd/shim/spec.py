@@ -107,6 +107,8 @@ class Process(TypedDict):
     capabilities: Capabilities
     no_new_privileges: bool
     seccomp: NotRequired[str]  # struct sock_filter array, base64
+    seccomp_flags: NotRequired[int]  # SECCOMP_FILTER_FLAG_*
+    keyring: NotRequired[str]  # session keyring to join; absent: a new one without a name
     apparmor: NotRequired[str]  # profile to change to on exec
     rlimits: list[Rlimit]
     oom_score_adj: NotRequired[int]

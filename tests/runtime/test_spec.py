@@ -258,9 +258,10 @@ def test_default_process() -> None:
         "inheritable": 0,
         "ambient": 0,
     }
-    program = seccomp.compile_profile(None, capabilities=0xA80425FB, machine="x86_64", kernel=(6, 18))
-    assert program is not None
-    assert base64.b64decode(process.get("seccomp", "")) == program
+    compiled = seccomp.compile_profile(None, capabilities=0xA80425FB, machine="x86_64", kernel=(6, 18))
+    assert compiled is not None
+    assert base64.b64decode(process.get("seccomp", "")) == compiled.program
+    assert process.get("seccomp_flags") == 1 << 2  # SECCOMP_FILTER_FLAG_SPEC_ALLOW
     assert not process["no_new_privileges"]
     assert "oom_score_adj" not in process
 
