@@ -18,6 +18,7 @@ from compatd.config import Config
 from compatd.core.archives import Archives
 from compatd.core.builds import Builds
 from compatd.core.catalog import Catalog
+from compatd.core.commits import Commits
 from compatd.core.containers import Containers
 from compatd.core.events import Events
 from compatd.core.execs import Execs
@@ -149,6 +150,14 @@ async def start(config: Config, stack: AsyncExitStack) -> Backends:
         containers=containers,
         archives=Archives(containers=containers, supervisor=supervisor, preparation=preparation, workers=workers),
         updates=Updates(containers=containers, supervisor=supervisor, preparation=preparation, host=host),
+        commits=Commits(
+            containers=containers,
+            supervisor=supervisor,
+            preparation=preparation,
+            images=images,
+            layers=layers,
+            workers=workers,
+        ),
         statistics=Statistics(containers=containers, networks=networks, preparation=preparation, workers=workers),
         execs=execs,
         images=Catalog(images=images, users=lambda: [container.record.image_id for container in containers]),

@@ -61,6 +61,7 @@ class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
     stopped_by_user: bool = False  # a restart policy other than ``always`` leaves it alone then
     endpoints: dict[str, Endpoint] = {}  # by network name, while running
     health: Health | None = None  # once started with a check
+    frozen_by_engine: bool = False  # while paused: for a commit, not by a user
 
     @property
     def short_id(self) -> str:

@@ -136,6 +136,8 @@ class Containers:
 
     def get(self, reference: str) -> Container:
         """By id, name, or the beginning of an id, in this order (moby daemon/container.go, GetContainer)."""
+        if not reference:
+            raise InvalidParameter('invalid name or ID supplied: ""')
         bare = reference.removeprefix("/")
         if (container := self._containers.get(bare)) is not None:
             return container

@@ -61,7 +61,7 @@ async def inspect_image(images: Images, image: Image) -> ImageInspect:
         repo_tags=tags,
         repo_digests=digests,
         parent=image.record.parent,
-        comment=config.comment,
+        comment=config.comment or (config.history[-1].comment if config.history else ""),
         created=config.created or "",
         docker_version=config.docker_version,
         author=config.author,

@@ -22,8 +22,8 @@ from compatd.core import filters as filtering
 from compatd.core.events import Events
 from compatd.core.filters import Filters
 from compatd.core.store import Change, Delete, Put, Store
-from compatd.errors import Conflict, NotFound
-from compatd.images.content import ContentStore, DiffId, Digest, chain_id, digest_of
+from compatd.errors import Conflict, InvalidParameter, NotFound
+from compatd.images.content import ContentStore, DiffId, Digest, chain_id, digest_of, parse_digest
 from compatd.images.layers import LayerStore
 from compatd.images.manifest import Platform, decode_config, platform_of
 from compatd.images.reference import Reference, parse_normalized
@@ -410,6 +410,22 @@ class Images:
     def live_blobs(self) -> set[str]:
         """Digests that an image refers to directly."""
         return set(self._images) | {blob for image in self._images.values() for blob in image.record.blobs}
+
+
+def read_name(repo: str, tag: str) -> Reference | None:
+    """The name that import and commit give an image, if any (moby daemon/server/httputils, RepoTagReference)."""
+    if not repo:
+        return None
+    name = parse_normalized(repo)
+    if name.digest is not None:
+        raise InvalidParameter("cannot import digest reference")
+    if tag:
+        try:
+            parse_digest(tag)
+        except InvalidParameter:
+            return name.with_tag(tag)
+        raise InvalidParameter("cannot import digest reference")
+    return name.with_default_tag()
 
 
 def no_such_image(reference: str) -> NotFound:

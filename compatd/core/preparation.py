@@ -289,9 +289,14 @@ class Preparation:
         upper = self.paths(record.id).upper
         if not os.path.isdir(upper):
             return []
-        lower = Rootdir(self._layers.mount([DiffId(layer) for layer in record.layers]))
+        lower = Rootdir(self._layers.mount([DiffId(layer) for layer in record.layers], init=True))
         with Rootdir.of(upper) as own, lower:
             return diff.changes(own, lower)
+
+    def copy_upper(self, record: ContainerRecord) -> DiffId | None:
+        """What the container has written as a layer, ``None`` if that is nothing. Blocks."""
+        upper = self.paths(record.id).upper
+        return self._layers.commit(Path(upper), keep=True) if os.path.isdir(upper) else None
 
     def owner_of(self, record: ContainerRecord) -> tuple[int, int]:
         """(uid, gid) of the user a container runs as, for copies that are to belong to it."""

@@ -79,6 +79,8 @@ class Recovery:
             await shim.release()
         elif shim is not None:
             self._supervisor.adopt(container, shim)
+            if container.record.state is State.PAUSED and record.frozen_by_engine:
+                await self._supervisor.unpause(container)
             return
         was_running = record.state in ALIVE or record.state is State.RESTARTING
         # Endpoints are recorded before a launch: such a container may have been about to start.

@@ -399,8 +399,8 @@ class Supervisor:
 
     # ------------------------------------------------------------ pause
 
-    async def pause(self, container: Container) -> None:
-        """Freeze every process (moby daemon/pause.go)."""
+    async def pause(self, container: Container, *, by_engine: bool = False) -> None:
+        """Freeze every process (moby daemon/pause.go). ``by_engine``: for a while; the next engine lets it go on."""
         async with container.lock:
             record = container.record
             if record.state is State.PAUSED:
@@ -410,14 +410,22 @@ class Supervisor:
             container.running_shim()
             await self._preparation.freeze(record)
             paused = msgspec.structs.replace(
-                container.record, state=advance(record.state, Event.PAUSE), health=health.suspend(record.health)
+                container.record,
+                state=advance(record.state, Event.PAUSE),
+                health=health.suspend(record.health),
+                frozen_by_engine=by_engine,
             )
             await self.commit(container, paused)
             self._notify_changed(container)
         self.publish(container.record, "pause")
 
     async def unpause(self, container: Container) -> None:
-        """Thaw (moby daemon/unpause.go)."""
+        """Thaw and tell (moby daemon/unpause.go)."""
+        await self.thaw(container)
+        self.publish(container.record, "unpause")
+
+    async def thaw(self, container: Container) -> None:
+        """Let a paused container go on, without telling yet. ``SystemFailure``: it is not paused."""
         async with container.lock:
             record = container.record
             if record.state is not State.PAUSED:
@@ -425,7 +433,6 @@ class Supervisor:
             await self._preparation.thaw(record)
             await self.commit(container, msgspec.structs.replace(record, state=advance(record.state, Event.UNPAUSE)))
             self._notify_changed(container)
-        self.publish(container.record, "unpause")
 
     # ------------------------------------------------------ attach and wait
 

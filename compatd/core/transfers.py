@@ -16,11 +16,11 @@ import msgspec
 
 from compatd.config import Config
 from compatd.core import bodies, progress
-from compatd.core.images import Image, Images, format_time
+from compatd.core.images import Image, Images, format_time, read_name
 from compatd.errors import EngineError, InvalidParameter, NotFound, SystemFailure, Unsupported
 from compatd.images import archive
 from compatd.images import progress as lines
-from compatd.images.content import ContentStore, DiffId, Digest, parse_digest
+from compatd.images.content import ContentStore, DiffId, Digest
 from compatd.images.layers import LayerStore
 from compatd.images.manifest import (
     History,
@@ -247,19 +247,7 @@ class Transfers:
         """Make an image of a root file system's tar."""
         if parameters.source != "-":
             raise Unsupported("importing from a URL is not supported by this engine: send the archive as the body")
-        name: Reference | None = None
-        if parameters.repo:
-            name = parse_normalized(parameters.repo)
-            if name.digest is not None:
-                raise InvalidParameter("cannot import digest reference")
-            if parameters.tag:
-                try:
-                    parse_digest(parameters.tag)
-                except InvalidParameter:
-                    name = name.with_tag(parameters.tag)
-                else:
-                    raise InvalidParameter("cannot import digest reference")
-            name = name.with_default_tag()
+        name = read_name(parameters.repo, parameters.tag)
         wanted = parse_platform(parameters.platform) if parameters.platform else parse_platform("linux")
         if wanted.os != "linux":
             raise InvalidParameter(f"operating system is not supported: {wanted.os}")

@@ -1,7 +1,8 @@
 """The layer store that unpacks: each layer is a directory, ready to be stacked by overlayfs on any kernel.
 
     <root>/layers/<hex of diff id>/layer.tar    the tar, byte for byte
-                                   fs/          what it unpacks to, whiteouts as overlayfs has them
+                                   fs/          what it unpacks to, whiteouts as overlayfs has them; for a large
+                                                layer whose upper directory was kept, only when it is first needed
                                    meta.json    size, format, and the boot in which it was made until it is settled
     <root>/layers/.staging/<random>/…           layers being made or removed
     <root>/layers/.init/                        what lies below every container, see ``layers``
@@ -44,6 +45,7 @@ _INLINE_BYTES = 4 << 20
 _QUEUED_READS = 8
 _PLACES = 4
 _SLOW_NS = 150_000
+_LATE_BYTES = 8 << 20
 
 
 class _Meta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,6 +71,7 @@ class DirectoryStore:
         spread(self._staging)
         self._litter = list(self._staging.iterdir())
         self._unsettled: set[DiffId] = set()
+        self._unpacking = threading.Lock()
         self._boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
     # Making
@@ -112,7 +115,7 @@ class DirectoryStore:
                 return None
             if adopted:
                 os.chmod(staged.path / "fs", 0o755)
-            else:
+            elif (staged.path / "layer.tar").stat().st_size < _LATE_BYTES:
                 with (staged.path / "layer.tar").open("rb", buffering=0) as file:
                     staged.unpack(file)
             diff_id = DiffId("sha256:" + digest.hexdigest())
@@ -158,10 +161,18 @@ class DirectoryStore:
         return [*self._directories(diff_ids), str(self._init)]
 
     def mount(
-        self, diff_ids: Sequence[DiffId], upper: Path | None = None, work: Path | None = None, *, volatile: bool = False
+        self,
+        diff_ids: Sequence[DiffId],
+        upper: Path | None = None,
+        work: Path | None = None,
+        *,
+        volatile: bool = False,
+        init: bool = False,
     ) -> int:
         if upper is not None:
             lowers = self.lowers(diff_ids)
+        elif init:
+            lowers = [*self.lowers(diff_ids), str(self._empty)]
         else:
             lowers = [*self._directories(diff_ids), str(self._empty)]
             if len(lowers) == 1:
@@ -176,8 +187,32 @@ class DirectoryStore:
         for diff_id in dict.fromkeys(reversed(diff_ids)):
             if not self.has(diff_id):
                 raise layer_missing(diff_id)
-            paths.append(str(self._path(diff_id) / "fs"))
+            path = self._path(diff_id) / "fs"
+            if not path.exists():
+                self._unpack_late(diff_id)
+            paths.append(str(path))
         return paths
+
+    def _unpack_late(self, diff_id: DiffId) -> None:
+        path = self._path(diff_id)
+        staged = _Staged(self._staging)
+        try:
+            with self._unpacking:
+                if (path / "fs").exists():  # somebody else was here
+                    return
+                meta = _read_meta(path)
+                with (path / "layer.tar").open("rb", buffering=0) as file:
+                    staged.unpack(file)
+                # What is new may not survive a power failure, so the next boot has to make it again.
+                self._write_meta(path, msgspec.structs.replace(meta, boot=self._boot))
+                self._unsettled.add(diff_id)
+                os.rename(staged.path / "fs", path / "fs")
+        except FileNotFoundError:
+            raise layer_missing(diff_id) from None  # removed meanwhile
+        except OSError as error:
+            raise failure(error, "layer") from error
+        finally:
+            staged.discard()
 
     def open_tar(self, diff_id: DiffId) -> BinaryIO:
         try:
@@ -211,7 +246,7 @@ class DirectoryStore:
                 meta = _read_meta(self._path(diff_id))
             except FileNotFoundError:
                 raise layer_missing(diff_id) from None
-            if meta.boot is not None:
+            if meta.boot is not None and not self._settle_tar(self._path(diff_id), meta):
                 unsettled.append((self._path(diff_id), meta))
         if not unsettled:
             return
@@ -223,6 +258,20 @@ class DirectoryStore:
         for path, meta in unsettled:
             with suppress(FileNotFoundError):  # removed meanwhile
                 self._write_meta(path, msgspec.structs.replace(meta, boot=None))
+
+    def _settle_tar(self, path: Path, meta: _Meta) -> bool:
+        """Settle a layer that is its tar only, without making everybody else's writes hurry; False if it is more."""
+        with self._unpacking, suppress(FileNotFoundError):  # removed meanwhile
+            if (path / "fs").exists():
+                return False
+            for part in (path / "layer.tar", path, self._layers):
+                fd = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+            self._write_meta(path, msgspec.structs.replace(meta, boot=None))
+        return True
 
     def _write_meta(self, path: Path, meta: _Meta) -> None:
         # Its loss only means that the layer is checked once more.

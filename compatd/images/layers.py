@@ -101,13 +101,19 @@ class LayerStore(Protocol):
         ...
 
     def mount(
-        self, diff_ids: Sequence[DiffId], upper: Path | None = None, work: Path | None = None, *, volatile: bool = False
+        self,
+        diff_ids: Sequence[DiffId],
+        upper: Path | None = None,
+        work: Path | None = None,
+        *,
+        volatile: bool = False,
+        init: bool = False,
     ) -> int:
         """A detached overlay as a directory descriptor, read-only without ``upper``; the caller owns and closes it.
 
         ``work``: an empty directory beside ``upper``. ``volatile``: closing does not wait for the disk; the work
-        directory cannot be used again then. Devices, set-id bits and programs are dead in it: it is for looking and
-        copying. NotFound for a missing layer.
+        directory cannot be used again then. ``init``: the init directory is shown even without ``upper``. Devices,
+        set-id bits and programs are dead in it: it is for looking and copying. NotFound for a missing layer.
         """
         ...
 

@@ -163,20 +163,29 @@ _RUN_OMITTED_WHEN_EMPTY = frozenset(
         *("StopSignal", "Shell"),
     }
 )
+_GO_ESCAPES = {
+    b"<": b"\\u003c",
+    b">": b"\\u003e",
+    b"&": b"\\u0026",
+    "\u2028".encode(): b"\\u2028",
+    "\u2029".encode(): b"\\u2029",
+}
+_HTML = re.compile(b"|".join(_GO_ESCAPES))  # outside of strings JSON has none of these
 _ALWAYS_WRITTEN = frozenset({"architecture", "created", "os", "rootfs"})
 
 
 def encode_config(config: ImageConfig) -> bytes:
-    """The bytes of a new image's config, with the members Docker writes: equal values give equal bytes."""
+    """The bytes of a new image's config, as Docker writes them: its members, in its order, in its spelling."""
     document: dict[str, Any] = msgspec.to_builtins(config)
     for name in ("config", "container_config"):
         if (run := document[name]) is not None:
             if run["StopTimeout"] is None:
                 del run["StopTimeout"]
+            # Go sorts maps, and what is at the top, but not what a structure has.
+            run |= {key: dict(sorted(run[key].items())) for key in ("ExposedPorts", "Labels", "Volumes") if run[key]}
             document[name] = {key: value for key, value in run.items() if value or key not in _RUN_OMITTED_WHEN_EMPTY}
-    return msgspec.json.encode(
-        {key: value for key, value in document.items() if value or key in _ALWAYS_WRITTEN}, order="sorted"
-    )
+    written = {key: document[key] for key in sorted(document) if document[key] or key in _ALWAYS_WRITTEN}
+    return _HTML.sub(lambda found: _GO_ESCAPES[found[0]], msgspec.json.encode(written))
 
 
 def decode_config(data: bytes) -> ImageConfig:

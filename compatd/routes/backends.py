@@ -21,12 +21,14 @@ from compatd.shim.spec import Attach
 from compatd.wire.parameters import (
     BuildParameters,
     BuildPruneParameters,
+    CommitParameters,
     ImportParameters,
     PullParameters,
 )
 from compatd.wire.streams import ClientSocket
 from compatd.wire.types.build import BuildPruned
 from compatd.wire.types.containers import (
+    ContainerConfig,
     ContainerCreateRequest,
     ContainerCreateResponse,
     ContainerInspect,
@@ -146,6 +148,14 @@ class Updates(Protocol):
     """Changes of what containers may use."""
 
     async def update(self, reference: str, request: UpdateRequest) -> UpdateResponse: ...
+
+
+class Commits(Protocol):
+    """Images made from containers."""
+
+    async def commit(self, parameters: CommitParameters, config: ContainerConfig | None) -> str:
+        """The id of the image; ``config`` is for its containers, ``None`` for the container's own."""
+        ...
 
 
 class Statistics(Protocol):
@@ -277,6 +287,7 @@ class Backends:
     containers: Containers
     archives: Archives
     updates: Updates
+    commits: Commits
     statistics: Statistics
     execs: Execs
     images: Images

@@ -14,8 +14,16 @@ from compatd.routes.backends import Backends
 from compatd.routes.call import Call, Handler, finish, status_of
 from compatd.shim.spec import Attach
 from compatd.wire import json, versions
+from compatd.wire.parameters import CommitParameters
 from compatd.wire.streams import MULTIPLEXED_STREAM, RAW_STREAM, ClientSocket
-from compatd.wire.types.containers import ContainerCreateRequest, PathStat, UpdateRequest, WaitResponse
+from compatd.wire.types.containers import (
+    ContainerConfig,
+    ContainerCreateRequest,
+    IdResponse,
+    PathStat,
+    UpdateRequest,
+    WaitResponse,
+)
 
 log = logging.getLogger(__name__)
 
@@ -239,6 +247,22 @@ async def archive_put(backends: Backends, call: Call) -> web.StreamResponse:
     return call.empty(200)
 
 
+async def commit(backends: Backends, call: Call) -> web.StreamResponse:
+    config = await params.body(call, ContainerConfig)
+    parameters = CommitParameters(
+        container=params.text(call, "container"),
+        repo=params.text(call, "repo"),
+        tag=params.text(call, "tag"),
+        author=params.text(call, "author"),
+        comment=params.text(call, "comment"),
+        pause=params.boolean(call, "pause", default=True) or not params.text(call, "pause"),
+        changes=call.query.getall("changes", []),
+    )
+    # A document without any of a configuration's fields counts as none.
+    given = None if config == ContainerConfig() else config
+    return call.json(IdResponse(id=await finish(call, backends.commits.commit(parameters, given))), 201)
+
+
 async def changes(backends: Backends, call: Call) -> web.StreamResponse:
     # moby answers null, not an empty list, for a container that has changed nothing.
     return call.json(await backends.archives.changes(call.reference) or None)
@@ -291,6 +315,7 @@ HANDLERS: dict[str, Handler] = {
     "ContainerWait": wait,
     "ContainerAttach": attach,
     "ContainerLogs": logs,
+    "ImageCommit": commit,
     "ContainerChanges": changes,
     "ContainerExport": export,
     "ContainerStats": stats,

@@ -55,7 +55,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("SystemVersion", "GET", "/version", (1, 24), True),
     Operation("SystemPing", "GET", "/_ping", (1, 24), True),
     Operation("SystemPingHead", "HEAD", "/_ping", (1, 24), True),
-    Operation("ImageCommit", "POST", "/commit", (1, 24), False),
+    Operation("ImageCommit", "POST", "/commit", (1, 24), True),
     Operation("SystemEvents", "GET", "/events", (1, 24), True),
     Operation("SystemDataUsage", "GET", "/system/df", (1, 25), True),
     Operation("ImageGet", "GET", "/images/{name}/get", (1, 24), True),

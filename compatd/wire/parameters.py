@@ -32,6 +32,19 @@ class ImportParameters:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CommitParameters:
+    """How to make an image of a container; ``pause``: freeze it while its files are read."""
+
+    container: str
+    repo: str = ""
+    tag: str = ""
+    author: str = ""
+    comment: str = ""
+    pause: bool = True
+    changes: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BuildParameters:
     """How to build. Sizes in bytes, quota and period in microseconds; ``None`` in ``args`` is an argument
     whose value comes from the client's environment and is not set there."""

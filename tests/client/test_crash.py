@@ -252,3 +252,24 @@ def test_a_cgroup_parent_that_has_gone_is_made_again(engine: OwnEngine, cli: Cli
     assert engine.cgroups() == []
     limit = "cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes 2>/dev/null || cat memory.max"
     assert cli("run", "--rm", "-m", "64m", BUSYBOX, "sh", "-c", limit) == f"{64 << 20}\n"
+
+
+def test_a_commit(engine: OwnEngine, cli: Cli) -> None:
+    """The container goes on when the next engine is there, and nothing of the image is."""
+    api = engine.api
+    cli("run", "-d", "--name", "big", BUSYBOX, "sh", "-c", "dd if=/dev/zero of=/big bs=1M count=300; sleep 1000")
+    wait_until(lambda: "300+0" in cli.call("logs", "big").err, "it has written")
+    images = len(api.get("/images/json", all="1").ok())
+    layers = set((engine.data_root / "layers").iterdir())
+    client = cli.start("commit", "big", "made:never")
+    wait_until(lambda: any((engine.data_root / "layers/.staging").glob("*/layer.tar")), "it is being written")
+    assert api.get("/containers/big/json").ok()["State"]["Status"] == "paused"
+    engine.kill()
+    assert client.wait() != 0
+    client.communicate()
+    engine.start()
+    assert api.get("/containers/big/json").ok()["State"]["Status"] == "running"
+    assert cli("exec", "big", "echo", "goes on") == "goes on\n"
+    assert len(api.get("/images/json", all="1").ok()) == images
+    wait_until(lambda: not any((engine.data_root / "layers/.staging").iterdir()), "the litter is swept")
+    assert set((engine.data_root / "layers").iterdir()) == layers

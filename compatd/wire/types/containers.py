@@ -618,10 +618,6 @@ class StatsResponse(Wire, frozen=True, kw_only=True, rename=None):
     networks: dict[str, NetworkStats] = omitempty({})
 
 
-class CommitRequest(ContainerConfig, frozen=True, kw_only=True):
-    """The configuration of an image made from a container."""
-
-
 class IdResponse(Wire, frozen=True, kw_only=True):
     """The id of what was made."""
 
