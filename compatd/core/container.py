@@ -58,7 +58,8 @@ class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
     started_ns: int = 0
     finished_ns: int = 0
     restart_count: int = 0
-    stopped_by_user: bool = False  # a restart policy other than ``always`` leaves it alone then
+    stopped_by_user: bool = False  # a signal was sent to it: ``unless-stopped`` leaves it alone then
+    ended_by_user: bool = False  # by a signal that ends it: until the next start, no policy starts it again
     endpoints: dict[str, Endpoint] = {}  # by network name, while running
     health: Health | None = None  # once started with a check
     frozen_by_engine: bool = False  # while paused: for a commit, not by a user

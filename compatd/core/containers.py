@@ -19,6 +19,7 @@ from compatd.core.container import (
     Container,
     ContainerRecord,
     MountPoint,
+    is_restarting,
     no_such_container,
     not_running,
 )
@@ -72,6 +73,7 @@ LIST_FILTERS = (
     "status",
     "volume",
 )
+RUNNING = ALIVE | {State.RESTARTING}  # as lists and filters see it
 PRUNE_FILTERS = ("label", "label!", "until")
 WAIT_CONDITIONS = ("", "not-running", "next-exit", "removed")
 _STATES = "created, running, paused, restarting, removing, exited, dead"
@@ -249,7 +251,7 @@ class Containers:
         """Containers as ``docker ps`` shows them, newest first."""
         filtering.check(filters, LIST_FILTERS)
         everything = all or limit > 0 or any(filters.get(key) for key in ("status", "exited", "since", "before"))
-        selected = [c for c in self._select(filters) if everything or c.record.state in ALIVE]
+        selected = [c for c in self._select(filters) if everything or c.record.state in RUNNING]
         selected.sort(key=lambda container: container.record.created_ns, reverse=True)
         if limit > 0:
             selected = selected[:limit]
@@ -316,7 +318,7 @@ class Containers:
                 continue
             if statuses and record.state not in statuses:
                 continue
-            if exited and (record.exit_code not in exited or record.state in ALIVE or not record.finished_ns):
+            if exited and (record.exit_code not in exited or record.state in RUNNING or not record.finished_ns):
                 continue
             if before is not None and record.created_ns >= before:
                 continue
@@ -410,10 +412,7 @@ class Containers:
                 if record.state is State.RESTARTING:
                     what, advice = "is restarting", "stop the container before removing or force remove"
                 raise Conflict(f'cannot remove container "{reference}": container {what}: {advice}')
-            if record.state is State.RESTARTING:
-                await self._supervisor.kill(container, 9)
-            else:
-                await self._supervisor.force_end(container)
+            await self._supervisor.force_end(container)
         await self._remove(container, volumes=volumes)
 
     async def _remove(self, container: Container, *, volumes: bool) -> None:
@@ -478,7 +477,11 @@ class Containers:
 
     async def stop(self, reference: str, *, timeout_s: int | None = None, signal: str | None = None) -> None:
         """See ``Supervisor.stop``."""
-        await self._supervisor.stop(self.get(reference), timeout_s=timeout_s, signal=signal)
+        container = self.get(reference)
+        try:
+            await self._supervisor.stop(container, timeout_s=timeout_s, signal=signal)
+        except InvalidParameter as error:
+            raise SystemFailure(f"cannot stop container: {reference}: {error}") from error
 
     async def restart(self, reference: str, *, timeout_s: int | None = None, signal: str | None = None) -> None:
         """See ``Supervisor.restart``."""
@@ -571,10 +574,10 @@ class Containers:
     async def top(self, reference: str, ps_args: str) -> TopResponse:
         """The processes of a running container, as ``ps`` prints them."""
         container = self.get(reference)
+        if container.record.state is State.RESTARTING:
+            raise is_restarting(container.id)
         if not container.alive:
             raise not_running(container.id)
-        if container.record.state is State.RESTARTING:
-            raise Conflict(f"container {container.id} is restarting, wait until the container is running")
         try:
             response = await self._workers.run(self._preparation.top, container.record, ps_args)
         except InvalidParameter as error:

@@ -14,6 +14,8 @@ import asyncio
 import logging
 import time
 
+import msgspec
+
 from compatd import tasks
 from compatd.core.builds import Builds
 from compatd.core.container import Container
@@ -82,16 +84,20 @@ class Recovery:
             if container.record.state is State.PAUSED and record.frozen_by_engine:
                 await self._supervisor.unpause(container)
             return
-        was_running = record.state in ALIVE or record.state is State.RESTARTING
-        # Endpoints are recorded before a launch: such a container may have been about to start.
-        if record.state in ALIVE or (record.endpoints and record.state is not State.RESTARTING):
+        async with container.lock:
             left = read_exit(self._preparation.state_dir(record.id))
-            async with container.lock:
+            if record.state in ALIVE or (record.endpoints and left is not None):
                 await self._supervisor.record_lost(container, left or _unseen())
-        if container.record.host_config.auto_remove and was_running:
-            self._supervisor.notify_ended(container)
-        elif RestartPolicy.of(container.record).wants_start_with_engine(was_running) and record.started_ns:
+            elif record.endpoints or record.state is State.RESTARTING:
+                # It was about to start, which nobody has been told.
+                settled = State.EXITED if record.state is State.RESTARTING else record.state
+                await self._supervisor.commit(container, msgspec.structs.replace(record, state=settled, endpoints={}))
+                self._preparation.discard(record)
+        record = container.record
+        if record.started_ns and RestartPolicy.of(record).wants_start_with_engine(record.exit_code):
             wanted.append(container)
+        elif record.host_config.auto_remove:
+            self._supervisor.notify_ended(container)
 
     def _is_recorded(self, container: Container, shim: Shim) -> bool:
         """Whether the end that the shim tells of is in the record: the earlier engine died just before it said so."""

@@ -19,6 +19,7 @@ class RestartPolicy:
     maximum_retry_count: int
     restart_count: int
     stopped_by_user: bool
+    ended_by_user: bool
 
     @classmethod
     def of(cls, record: ContainerRecord) -> Self:
@@ -28,22 +29,20 @@ class RestartPolicy:
             maximum_retry_count=policy.maximum_retry_count,
             restart_count=record.restart_count,
             stopped_by_user=record.stopped_by_user,
+            ended_by_user=record.ended_by_user,
         )
 
     def wants_restart(self, exit_code: int) -> bool:
         """Whether the run that ended with ``exit_code`` is followed by another."""
-        if self.stopped_by_user:
-            return False
+        return not self.ended_by_user and self.wants_start_with_engine(exit_code)
+
+    def wants_start_with_engine(self, exit_code: int) -> bool:
+        """Whether it starts when the engine does and finds it ended with ``exit_code``, whenever that was: what its
+        user did to it counts no more, but for ``unless-stopped`` (moby daemon.go, restore)."""
         if self.name == "on-failure":
             enough = self.maximum_retry_count and self.restart_count >= self.maximum_retry_count
             return exit_code != 0 and not enough
-        return self.name in ("always", "unless-stopped")
-
-    def wants_start_with_engine(self, was_running: bool) -> bool:
-        """Whether it starts when the engine does and finds it dead (moby daemon.go, restore)."""
-        if self.name == "always":
-            return True
-        return self.name in ("unless-stopped", "on-failure") and was_running and not self.stopped_by_user
+        return self.name == "always" or (self.name == "unless-stopped" and not self.stopped_by_user)
 
     @staticmethod
     def next_backoff_s(previous_s: float, ran_s: int) -> float:

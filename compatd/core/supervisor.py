@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 DEFAULT_STOP_TIMEOUT_S = 10
 # After SIGKILL a process can still be stuck in the kernel; a client should hear of it then (moby waits 10 s too).
 KILL_TIMEOUT_S = 10
+FAILED_SIGNAL_GRACE_S = 2
 
 
 class Supervisor:
@@ -92,13 +93,15 @@ class Supervisor:
             state = container.record.state
             if state is State.PAUSED:
                 raise Conflict("cannot start a paused container, try unpause instead")
-            if state is State.RUNNING:
+            if state in (State.RUNNING, State.RESTARTING):
                 raise NotModified("")
             if state in (State.REMOVING, State.DEAD):
                 raise Conflict("container is marked for removal and cannot be started")
-            self._cancel_restart(container)
             container.backoff_s = 0.0
-            await self._start(container, msgspec.structs.replace(container.record, restart_count=0))
+            fresh = msgspec.structs.replace(
+                container.record, restart_count=0, stopped_by_user=False, ended_by_user=False
+            )
+            await self._start(container, fresh)
 
     async def _start(self, container: Container, record: ContainerRecord) -> None:
         attaches, waits = container.attaches, container.waits
@@ -107,7 +110,7 @@ class Supervisor:
             async with AsyncExitStack() as undo:
                 prepared = await self._preparation.prepare(record, undo)
                 starting = msgspec.structs.replace(
-                    record, endpoints=prepared.endpoints, exit_code=0, error="", oom_killed=False, stopped_by_user=False
+                    record, endpoints=prepared.endpoints, exit_code=0, error="", oom_killed=False
                 )
                 await self.commit(container, starting)
                 launch, fds = self._preparation.build(starting, prepared, attaches, waits)
@@ -118,7 +121,7 @@ class Supervisor:
             code = error.exit_code if isinstance(error, StartFailed) else 128
             failed = msgspec.structs.replace(record, exit_code=code, error=str(error), endpoints={})
             if record.state is State.RESTARTING:
-                failed = msgspec.structs.replace(failed, state=State.EXITED)
+                failed = msgspec.structs.replace(failed, state=State.EXITED, exit_code=record.exit_code)
             await self.commit(container, failed)
             if isinstance(error, StartFailed):
                 self._publish_mounts(record)
@@ -233,6 +236,7 @@ class Supervisor:
             finished_ns=exit["exited_ns"],
             endpoints={},
             health=health.suspend(record.health),
+            restart_count=record.restart_count + again,
         )
         await self._networks.unpublish(record)
         await self.commit(container, ended)
@@ -283,7 +287,7 @@ class Supervisor:
             if record.state is not State.RESTARTING or self.stopping:
                 return
             try:
-                await self._start(container, msgspec.structs.replace(record, restart_count=record.restart_count + 1))
+                await self._start(container, record)
             except EngineError as error:
                 log.warning("container %s could not be restarted: %s", record.id[:12], error)
 
@@ -295,21 +299,58 @@ class Supervisor:
     # ------------------------------------------------------------ kill, stop
 
     async def kill(self, container: Container, number: int) -> None:
-        """Send a signal; after SIGKILL wait for the end. ``Conflict`` when it does not run (moby daemon/kill.go)."""
-        record = container.record
-        if record.state is State.RESTARTING:
-            await self._stop_restarting(container)
-            return
-        shim = container.running_shim()
-        if number in (signals.SIGKILL, self.stop_signal(record)):
-            container.record = msgspec.structs.replace(record, stopped_by_user=True)
+        """Send a signal; return when the container has ended, if it is SIGKILL. ``Conflict`` when it does not run."""
+        if not container.alive and container.record.state is not State.RESTARTING:
+            raise containers.not_running(container.id)
         ended = container.ended
-        await shim.signal(number)
-        if record.state is State.PAUSED and number == signals.SIGKILL:
-            await self._preparation.thaw(record)
-        self.publish(container.record, "kill", {"signal": str(number)})
-        if number == signals.SIGKILL and not await _within(ended, KILL_TIMEOUT_S):
-            await self._preparation.kill_all(record)
+        await self._signal(container, number)
+        if number == signals.SIGKILL:
+            await asyncio.shield(tasks.spawn(self._await_end(container, ended), name=f"kill {container.id[:12]}"))
+
+    async def _await_end(self, container: Container, ended: "asyncio.Future[object]") -> None:
+        """What SIGKILL was sent to ends; what does not, since it was moved to where that cannot reach it, is sought."""
+        if container.alive and not await _within(ended, KILL_TIMEOUT_S):
+            await self._preparation.kill_all(container.record)
+            await _within(ended, KILL_TIMEOUT_S)
+
+    async def _signal(self, container: Container, number: int) -> None:
+        """Send a signal, note what it means for the restart policy, and let what is paused go on if it is one that
+        ends containers (moby daemon/kill.go, killWithSignal). ``Conflict`` when it does not run, or not any more."""
+        async with container.lock:
+            record = container.record
+            own = record.config.stop_signal
+            ends = number == signals.SIGKILL or not own or self.stop_signal(record) == number
+            noted = msgspec.structs.replace(record, stopped_by_user=True, ended_by_user=record.ended_by_user or ends)
+            if record.state is State.RESTARTING:
+                if ends:
+                    noted = msgspec.structs.replace(noted, state=advance(record.state, Event.GIVE_UP))
+                await self.commit(container, noted)
+                if ends:
+                    self._give_up(container)
+                return
+            shim = container.running_shim()
+            await self.commit(container, noted)
+            await shim.signal(number)
+            goes_on = ends and record.state is State.PAUSED
+            if goes_on:
+                await self._preparation.thaw(record)
+            if goes_on and number != signals.SIGKILL:
+                await self.commit(container, msgspec.structs.replace(noted, state=advance(record.state, Event.UNPAUSE)))
+                self._notify_changed(container)
+            self.publish(record, "kill", {"signal": str(number)})
+            if goes_on and number != signals.SIGKILL:
+                self.publish(record, "unpause")
+
+    def _give_up(self, container: Container) -> None:
+        """A container that waits for its restart waits no more: whoever waits for its end is told."""
+        self._cancel_restart(container)
+        waits, container.waits = container.waits, []
+        for pending in waits:
+            if pending.condition == "removed":
+                container.waits.append(pending)
+            else:
+                answer_wait(pending.socket, container.record.exit_code)
+        self.notify_ended(container)
 
     def stop_signal(self, record: ContainerRecord) -> int:
         """The signal that asks this container to end."""
@@ -317,10 +358,7 @@ class Supervisor:
 
     async def stop(self, container: Container, *, timeout_s: int | None, signal: str | None) -> None:
         """Ask to end, then kill. ``NotModified`` when it does not run. Runs to its end once begun."""
-        if container.record.state is State.RESTARTING:
-            await self._stop_restarting(container)
-            return
-        if not container.alive:
+        if not container.alive and container.record.state is not State.RESTARTING:
             raise NotModified("")
         number = parse_signal(signal) if signal else self.stop_signal(container.record)
         await asyncio.shield(
@@ -335,45 +373,23 @@ class Supervisor:
 
     async def _stop(self, container: Container, number: int, grace_s: int) -> None:
         ended = container.ended
-        container.record = msgspec.structs.replace(container.record, stopped_by_user=True)
-        if container.record.state is State.PAUSED:
-            await self._preparation.thaw(container.record)
-        if await self._signal(container, number) and await _within(ended, grace_s):
-            self.publish(container.record, "stop")
-            return
-        await self._signal(container, signals.SIGKILL)
-        if not await _within(ended, KILL_TIMEOUT_S):
-            await self._preparation.kill_all(container.record)
-            await _within(ended, KILL_TIMEOUT_S)
-        self.publish(container.record, "stop")
-
-    async def _signal(self, container: Container, number: int) -> bool:
         if not 0 < number <= signals.SIGRTMAX:
-            return False
-        try:
-            shim = container.running_shim()
-            await shim.signal(number)
-        except EngineError:
-            return False
-        self.publish(container.record, "kill", {"signal": str(number)})
-        return True
-
-    async def _stop_restarting(self, container: Container) -> None:
-        async with container.lock:
-            self._cancel_restart(container)
-            if container.record.state is State.RESTARTING:
-                given_up = advance(container.record.state, Event.GIVE_UP)
-                await self.commit(
-                    container, msgspec.structs.replace(container.record, state=given_up, stopped_by_user=True)
-                )
-        self.notify_ended(container)
+            grace_s = FAILED_SIGNAL_GRACE_S
+        else:
+            with contextlib.suppress(EngineError):  # it has ended, or ends
+                await self._signal(container, number)
+        if container.alive and not await _within(ended, grace_s):
+            with contextlib.suppress(EngineError):
+                await self._signal(container, signals.SIGKILL)
+            await self._await_end(container, ended)
+        self.publish(container.record, "stop")
 
     async def restart(self, container: Container, *, timeout_s: int | None, signal: str | None) -> None:
         """Stop if it runs, then start (moby daemon/restart.go). An auto-remove container survives it."""
         await asyncio.shield(tasks.spawn(self._restart(container, timeout_s, signal), name="restart"))
 
     async def _restart(self, container: Container, timeout_s: int | None, signal: str | None) -> None:
-        if container.alive:
+        if container.alive or container.record.state is State.RESTARTING:
             number = parse_signal(signal) if signal else self.stop_signal(container.record)
             container.restarting_by_user = True
             try:
@@ -388,14 +404,11 @@ class Supervisor:
     async def force_end(self, container: Container) -> None:
         """SIGKILL and wait until the end is recorded; for forced removal."""
         ended = container.ended
-        container.record = msgspec.structs.replace(container.record, stopped_by_user=True)
-        if container.record.state is State.PAUSED:
-            await self._preparation.thaw(container.record)
-        await self._signal(container, signals.SIGKILL)
-        if not await _within(ended, KILL_TIMEOUT_S):
-            await self._preparation.kill_all(container.record)
-            if not await _within(ended, KILL_TIMEOUT_S):
-                raise Conflict(f"cannot remove container {container.record.name!r}: could not kill container")
+        with contextlib.suppress(Conflict):  # it has ended
+            await self._signal(container, signals.SIGKILL)
+        await self._await_end(container, ended)
+        if container.alive:
+            raise SystemFailure("could not kill container: tried to kill container, but did not receive an exit event")
 
     # ------------------------------------------------------------ pause
 
