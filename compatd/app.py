@@ -24,6 +24,7 @@ from compatd.core.events import Events
 from compatd.core.execs import Execs
 from compatd.core.images import Images
 from compatd.core.networks import Networks
+from compatd.core.oom import OomKills
 from compatd.core.preparation import Preparation
 from compatd.core.probes import Probes
 from compatd.core.recovery import Recovery
@@ -105,6 +106,7 @@ async def start(config: Config, stack: AsyncExitStack) -> Backends:
     networks.running = lambda: [container.record for container in containers]
     execs = Execs(containers=containers, supervisor=supervisor, preparation=preparation)
     containers.exec_ids = execs.ids_of
+    OomKills(supervisor=supervisor, preparation=preparation, workers=workers, watches=watches)
     Probes(supervisor=supervisor, execs=execs)
     transfers = Transfers(config=config, images=images, content=content, layers=layers, workers=workers)
     stack.push_async_callback(transfers.close)

@@ -74,6 +74,12 @@ class Api:
         CONTRACT.check(method, target, reply.status, reply.headers["Content-Type"] or "", reply.body)
         return reply
 
+    def open(self, method: str, path: str, /, timeout_s: float = 60, **query: Any) -> Connection:
+        """Send a request whose reply takes its time; the caller reads it and closes the connection."""
+        connection = Connection(self.path, timeout_s)
+        connection.request(method, self.target(path, **query))
+        return connection
+
     def target(self, path: str, /, **query: Any) -> str:
         words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in query.items()}
         return (

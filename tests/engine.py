@@ -183,9 +183,7 @@ class OwnEngine(Engine):
             if self._process is not None:
                 complaints = self._end()
         finally:
-            for pid in self._processes():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            self.end_processes()
             if self._registry is not None:
                 self._registry.close()
             self.network.close()
@@ -218,6 +216,15 @@ class OwnEngine(Engine):
         return complaints + left
 
     # ------------------------------------------------------------ what is left on the machine
+
+    def end_processes(self) -> None:
+        """SIGKILL for everything that the engine has started, as when the machine goes down."""
+        deadline = time.monotonic() + _SETTLE_S
+        while (pids := self._processes()) and time.monotonic() < deadline:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
 
     def _processes(self) -> list[int]:
         """Living processes in the engine's network namespace or in its cgroups, the registry aside."""

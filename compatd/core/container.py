@@ -107,6 +107,7 @@ class Container:
     shim: Shim | None = None
     last_shim: Shim | None = None
     restarting_by_user: bool = False
+    stopping: bool = False  # someone waits for the end, and it is to be told as a stop
     is_removed: bool = False
     attaches: list[PendingAttach] = field(default_factory=list[PendingAttach])
     waits: list[PendingWait] = field(default_factory=list[PendingWait])

@@ -402,24 +402,25 @@ class Containers:
         container = self.get(reference)
         if link:
             raise SystemFailure("Conflict, cannot remove the default link name of the container")
-        record = container.record
-        if record.state is State.REMOVING:
+        if container.record.state is State.REMOVING:
             raise Conflict(f"removal of container {reference} is already in progress")
-        if container.alive or record.state is State.RESTARTING:
+        while not await self._remove(container, volumes=volumes):
+            state = container.record.state
             if not force:
-                what = "is paused and must be unpaused first" if record.state is State.PAUSED else "is running"
-                advice = "stop the container before removing or force remove"
-                if record.state is State.RESTARTING:
-                    what, advice = "is restarting", "stop the container before removing or force remove"
-                raise Conflict(f'cannot remove container "{reference}": container {what}: {advice}')
+                why = f"is {state}: stop the container before removing or force remove"
+                if state is State.PAUSED:
+                    why = "is paused and must be unpaused first"
+                raise Conflict(f'cannot remove container "{reference}": container {why}')
             await self._supervisor.force_end(container)
-        await self._remove(container, volumes=volumes)
 
-    async def _remove(self, container: Container, *, volumes: bool) -> None:
+    async def _remove(self, container: Container, *, volumes: bool) -> bool:
+        """Remove what does not run; False: it runs."""
         async with container.lock:
             record = container.record
             if record.id not in self._containers:
-                return
+                return True
+            if record.state in RUNNING:
+                return False
             container.record = msgspec.structs.replace(record, state=advance(record.state, Event.REMOVE))
             await self._store.commit(Delete("containers", record.id))
             del self._containers[record.id]
@@ -440,6 +441,7 @@ class Containers:
             for point in record.mounts:
                 if point.type == "volume" and point.anonymous:
                     await self._volumes.remove_unused(point.name)
+        return True
 
     def _ended(self, container: Container) -> None:
         ended = not container.alive and container.record.state is not State.RESTARTING
@@ -463,9 +465,9 @@ class Containers:
             if filtering.excludes_labels(filters.get("label!", ()), record.config.labels):
                 continue
             own, _ = await self._sizes(record)
-            await self._remove(container, volumes=False)
-            deleted.append(record.id)
-            reclaimed += own
+            if await self._remove(container, volumes=False):
+                deleted.append(record.id)
+                reclaimed += own
         self._supervisor.publish_prune("container", reclaimed)
         return ContainersPruned(containers_deleted=deleted or None, space_reclaimed=reclaimed)
 

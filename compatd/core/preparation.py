@@ -348,6 +348,10 @@ class Preparation:
 
     # ----------------------------------------------------------------- cgroups
 
+    def cgroup(self, record: ContainerRecord) -> cgroups.ContainerCgroup:
+        """Where a running container's cgroups are."""
+        return self._cgroup(record)
+
     def _cgroup(self, record: ContainerRecord) -> cgroups.ContainerCgroup:
         return cgroups.locate(self._host, record.id, record.host_config.cgroup_parent)
 

@@ -104,6 +104,9 @@ class Supervisor:
             await self._start(container, fresh)
 
     async def _start(self, container: Container, record: ContainerRecord) -> None:
+        if container.last_shim is not None:
+            removals = [ClientSocket(fd=fd) for fd in await container.last_shim.reclaim()]
+            container.waits += [PendingWait("removed", socket) for socket in removals]
         attaches, waits = container.attaches, container.waits
         container.attaches, container.waits = [], []
         try:
@@ -127,6 +130,8 @@ class Supervisor:
                 self._publish_mounts(record)
                 self._networks.publish_disconnected(record)
                 self._publish_unmounts(record)
+            container.waits += [pending for pending in waits if pending.condition == "removed"]
+            waits = [pending for pending in waits if pending.condition != "removed"]
             await self._answer_failed_start(waits, code)
             if record.host_config.auto_remove:
                 self.notify_ended(container)
@@ -232,7 +237,7 @@ class Supervisor:
             pid=0,
             exit_code=exit["code"],
             error=exit.get("error", ""),
-            oom_killed=exit["oom_killed"],
+            oom_killed=exit["oom_killed"] or record.oom_killed,
             finished_ns=exit["exited_ns"],
             endpoints={},
             health=health.suspend(record.health),
@@ -242,10 +247,13 @@ class Supervisor:
         await self.commit(container, ended)
         container.shim = None
         self._notify_changed(container)
-        if exit["oom_killed"]:
+        if exit["oom_killed"] and not record.oom_killed:
             self.publish(ended, "oom")
         self._networks.disconnect_later(record)
         self._publish_unmounts(record)
+        if container.stopping:
+            container.stopping = False
+            self.publish(ended, "stop")  # Docker wakes who has asked for it before it tells of the end
         ran_s = max(0, exit["exited_ns"] - record.started_ns) // 1_000_000_000
         self.publish(ended, "die", {"execDuration": str(ran_s), "exitCode": str(exit["code"])})
         self._preparation.discard(record)
@@ -263,7 +271,7 @@ class Supervisor:
             pid=0,
             exit_code=exit["code"],
             error=exit.get("error", ""),
-            oom_killed=exit["oom_killed"],
+            oom_killed=exit["oom_killed"] or record.oom_killed,
             finished_ns=exit["exited_ns"],
             endpoints={},
             health=health.suspend(record.health),
@@ -302,8 +310,7 @@ class Supervisor:
         """Send a signal; return when the container has ended, if it is SIGKILL. ``Conflict`` when it does not run."""
         if not container.alive and container.record.state is not State.RESTARTING:
             raise containers.not_running(container.id)
-        ended = container.ended
-        await self._signal(container, number)
+        ended = await self._signal(container, number)
         if number == signals.SIGKILL:
             await asyncio.shield(tasks.spawn(self._await_end(container, ended), name=f"kill {container.id[:12]}"))
 
@@ -313,9 +320,10 @@ class Supervisor:
             await self._preparation.kill_all(container.record)
             await _within(ended, KILL_TIMEOUT_S)
 
-    async def _signal(self, container: Container, number: int) -> None:
+    async def _signal(self, container: Container, number: int) -> "asyncio.Future[object]":
         """Send a signal, note what it means for the restart policy, and let what is paused go on if it is one that
-        ends containers (moby daemon/kill.go, killWithSignal). ``Conflict`` when it does not run, or not any more."""
+        ends containers (moby daemon/kill.go, killWithSignal). Returns what is done at the end of the run that got it.
+        ``Conflict`` when it does not run, or not any more."""
         async with container.lock:
             record = container.record
             own = record.config.stop_signal
@@ -327,7 +335,7 @@ class Supervisor:
                 await self.commit(container, noted)
                 if ends:
                     self._give_up(container)
-                return
+                return container.ended
             shim = container.running_shim()
             await self.commit(container, noted)
             await shim.signal(number)
@@ -340,6 +348,7 @@ class Supervisor:
             self.publish(record, "kill", {"signal": str(number)})
             if goes_on and number != signals.SIGKILL:
                 self.publish(record, "unpause")
+            return container.ended
 
     def _give_up(self, container: Container) -> None:
         """A container that waits for its restart waits no more: whoever waits for its end is told."""
@@ -373,16 +382,19 @@ class Supervisor:
 
     async def _stop(self, container: Container, number: int, grace_s: int) -> None:
         ended = container.ended
+        container.stopping = True
         if not 0 < number <= signals.SIGRTMAX:
             grace_s = FAILED_SIGNAL_GRACE_S
         else:
             with contextlib.suppress(EngineError):  # it has ended, or ends
-                await self._signal(container, number)
+                ended = await self._signal(container, number)
         if container.alive and not await _within(ended, grace_s):
             with contextlib.suppress(EngineError):
-                await self._signal(container, signals.SIGKILL)
+                ended = await self._signal(container, signals.SIGKILL)
             await self._await_end(container, ended)
-        self.publish(container.record, "stop")
+        if container.stopping:  # it waited for its restart, or does not end
+            container.stopping = False
+            self.publish(container.record, "stop")
 
     async def restart(self, container: Container, *, timeout_s: int | None, signal: str | None) -> None:
         """Stop if it runs, then start (moby daemon/restart.go). An auto-remove container survives it."""
@@ -405,9 +417,9 @@ class Supervisor:
         """SIGKILL and wait until the end is recorded; for forced removal."""
         ended = container.ended
         with contextlib.suppress(Conflict):  # it has ended
-            await self._signal(container, signals.SIGKILL)
+            ended = await self._signal(container, signals.SIGKILL)
         await self._await_end(container, ended)
-        if container.alive:
+        if not ended.done():
             raise SystemFailure("could not kill container: tried to kill container, but did not receive an exit event")
 
     # ------------------------------------------------------------ pause

@@ -32,6 +32,7 @@ SPAWNER_START_S = 10.0
 SPAWNER_END_S = 5.0
 SPAWNER_TRIES = 5
 RETRY_S = 0.01
+RECLAIM_S = 5.0
 LOST_CODE = 137  # a container goes with its shim, by SIGKILL
 
 _BOOT = (
@@ -169,6 +170,8 @@ class Shim:
         loop = asyncio.get_running_loop()
         self._exit: asyncio.Future[Exit] = loop.create_future()
         self._forked = False
+        self._reclaimed: list[int] = []
+        self._given_back: asyncio.Future[None] = loop.create_future()
         self._started: asyncio.Future[None] = loop.create_future()
         self._started.add_done_callback(_seen)
         self._connection = Connection(sock, self._on_message, self._on_end)
@@ -213,6 +216,18 @@ class Shim:
         """The container has been removed: those who wait for that get their answer."""
         await self._send({"type": "removed"})
 
+    async def reclaim(self) -> list[int]:
+        """Take back the sockets of those who wait for the removal, before the container is started again: the next
+        shim is the one that will hear of it. The caller owns the descriptors."""
+        if self._connection.closed:
+            return []
+        self._reclaimed, self._given_back = [], asyncio.get_running_loop().create_future()
+        with contextlib.suppress(SystemFailure):
+            await self._send({"type": "reclaim"})
+            await asyncio.wait({self._given_back}, timeout=RECLAIM_S)
+        reclaimed, self._reclaimed = self._reclaimed, []
+        return reclaimed
+
     async def release(self) -> None:
         """The container's exit has been recorded: those who wait for it get their answer, and the shim ends when
         nobody needs it any more."""
@@ -234,7 +249,7 @@ class Shim:
         except OSError as error:
             raise SystemFailure(f"the shim of container {self.id} is gone: {error}") from error
 
-    def _on_message(self, message: Message, _: FdSet) -> None:
+    def _on_message(self, message: Message, fds: FdSet) -> None:
         kind = message["type"]
         if kind == "forked":
             self._forked = True
@@ -252,6 +267,10 @@ class Shim:
             self._on_exec_failed(message)
         elif kind == "exec_exited":
             self._on_exec_exited(message["exec_id"], message["exit"])
+        elif kind == "waiter":
+            self._reclaimed.append(fds.steal(0))
+        elif kind == "reclaimed":
+            _resolve(self._given_back, None)
         elif kind == "detached" and self.detached is not None:
             self.detached(message["exec_id"])
 
@@ -293,6 +312,7 @@ class Shim:
         loop.call_soon(lambda: loop.call_soon(lambda: loop.call_soon(send)))
 
     def _on_end(self) -> None:
+        _resolve(self._given_back, None)
         if not self._started.done():
             self._started.set_exception(ShimLost(forked=self._forked))
         if not self._exit.done():

@@ -16,6 +16,7 @@ Engine to shim:
     exec          exec, its client's socket if it has one
     exec_release  exec_id: the engine has recorded the exec's exit; the client's stream may end now
     removed       the container is removed: waiters for that are answered
+    reclaim       the container starts again: give back those who wait for its removal
     release       the engine has recorded the container's exit: waiters for that are answered, the shim may end
 
 Shim to engine:
@@ -27,6 +28,8 @@ Shim to engine:
     exec_started  exec_id, pid
     exec_failed   exec_id, text, exit_code; when the exec has a client, the text has been written to it
     exec_exited   exec_id, exit
+    waiter        the socket of a client that waits for the removal
+    reclaimed     these were all
     detached      exec_id (null: the container's own stream): a client left by its detach keys
 
 Whoever is connected last is the engine: events go to it alone.

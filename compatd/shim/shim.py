@@ -572,6 +572,16 @@ class Shim:
         self._removed = True
         self._answer_waits()
 
+    def _do_reclaim(self, _: Message, __: FdSet) -> None:
+        """The container starts again: those who wait for its removal wait on with the next shim."""
+        engine = self._engine
+        for entry in list(self._waits):
+            if engine is not None and entry[0]["condition"] == "removed":
+                with contextlib.suppress(OSError):
+                    protocol.send(engine, {"type": "waiter"}, [entry[1].fileno()])
+                    self._drop_wait(entry)
+        self._tell({"type": "reclaimed"})
+
     def _do_release(self, _: Message, __: FdSet) -> None:
         if self._init.exit is not None:
             self._recorded = True
