@@ -4,6 +4,7 @@ import io
 import json
 import socket
 from collections.abc import AsyncIterator, Callable
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -56,13 +57,15 @@ class Fake:
 
 
 class Services:
-    """One fake per backend."""
+    """One fake per backend that is always there."""
 
     def __init__(self) -> None:
-        self.containers, self.archives, self.execs, self.images = Fake(), Fake(), Fake(), Fake()
-        self.statistics, self.updates = Fake(), Fake()
-        self.transfers, self.builds, self.networks, self.volumes = Fake(), Fake(), Fake(), Fake()
-        self.system, self.logins, self.events = Fake(), Fake(), Fake()
+        for field in fields(Backends):
+            if field.default is MISSING:
+                setattr(self, field.name, Fake())
+
+    def __getattr__(self, name: str) -> Fake:
+        raise AttributeError(name)
 
     def backends(self) -> Backends:
         return Backends(**cast(Any, vars(self)))
