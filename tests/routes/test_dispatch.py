@@ -151,7 +151,6 @@ async def test_what_nobody_thought_of_is_500_and_logged(
 @pytest.mark.parametrize(
     ("method", "target", "named"),
     [
-        ("POST", "/v1.40/commit", "ImageCommit"),
         ("POST", "/session", "Session"),
         ("POST", "/swarm/init", "SwarmInit"),
         ("GET", "/distribution/a/b/json", "DistributionInspect"),
