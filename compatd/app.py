@@ -23,6 +23,7 @@ from compatd.core.containers import Containers
 from compatd.core.events import Events
 from compatd.core.execs import Execs
 from compatd.core.images import Images
+from compatd.core.logs import check_default
 from compatd.core.networks import Networks
 from compatd.core.oom import OomKills
 from compatd.core.preparation import Preparation
@@ -57,6 +58,7 @@ STOP_TIMEOUT_S = 5.0
 
 async def start(config: Config, stack: AsyncExitStack) -> Backends:
     """Bring up every service; ``stack`` takes them down again. ``EngineError``: this machine or its data refuse."""
+    check_default(config.log_driver, config.log_opts)
     for root, mode in ((config.data_root, 0o710), (config.exec_root, 0o700)):
         os.makedirs(root, mode=mode, exist_ok=True)
     for part in ("containers", "build"):

@@ -478,8 +478,6 @@ def _check(config: Config) -> None:
         raise ConfigError(f"invalid max concurrent uploads: {config.max_concurrent_uploads}")
     if config.storage_driver not in ("", "overlay2", "directories"):
         raise ConfigError(f"error initializing graphdriver: driver not supported: {config.storage_driver}")
-    if config.log_driver not in ("json-file", "none"):
-        raise ConfigError(f"logger: no log driver named '{config.log_driver}' is registered")
 
 
 def usage() -> str:

@@ -13,7 +13,7 @@ import msgspec
 
 from compatd import tasks
 from compatd.config import Config
-from compatd.core import creation, health, inspection, mounts, names
+from compatd.core import creation, health, inspection, logs, mounts, names
 from compatd.core import filters as filtering
 from compatd.core.container import (
     Container,
@@ -35,7 +35,7 @@ from compatd.errors import Conflict, EngineError, InvalidParameter, SystemFailur
 from compatd.images.content import DiffId
 from compatd.images.manifest import parse_platform
 from compatd.linux.inotify import Watches
-from compatd.logs import json_file
+from compatd.logs.files import Follow, Selection
 from compatd.logs.format import Rendering
 from compatd.runtime.host import Host
 from compatd.shim.spec import Attach
@@ -553,25 +553,25 @@ class Containers:
         if not request.stdout and not request.stderr:
             raise InvalidParameter("Bad parameters: you must choose at least one stream")
         container = self.get(reference)
-        if container.record.host_config.log_config.type == "none":
+        if container.record.state in (State.REMOVING, State.DEAD):
+            raise Conflict("can not get logs from container which is dead or marked for removal")
+        record = container.record
+        path = logs.log_path(record, self._preparation.paths(record.id))
+        if path is None:
             raise Unsupported("configured logging driver does not support reading")
-        return container.record.config.tty, self._read_logs(container, request)
-
-    async def _read_logs(self, container: Container, request: LogRequest) -> AsyncIterator[bytes]:
-        selection = json_file.Selection(since_ns=request.since_ns, until_ns=request.until_ns, tail=request.tail)
+        if not container.alive:
+            logs.check_options(record, self._preparation.paths(record.id))
         rendering = Rendering(
             stdout=request.stdout,
             stderr=request.stderr,
             timestamps=request.timestamps,
             details=request.details,
-            framed=not container.record.config.tty,
+            framed=not record.config.tty,
         )
-        follow = None
-        if request.follow and container.alive:
-            follow = json_file.Follow(watches=self._watches, stopped=container.ended)
-        path = self._preparation.paths(container.id).log
-        async for piece in json_file.stream(path, selection, rendering, workers=self._workers, follow=follow):
-            yield piece
+        selection = Selection(since_ns=request.since_ns, until_ns=request.until_ns, tail=request.tail)
+        follow = Follow(watches=self._watches, stopped=container.ended) if request.follow and container.alive else None
+        driver = record.host_config.log_config.type
+        return record.config.tty, logs.read(path, driver, selection, rendering, workers=self._workers, follow=follow)
 
     async def top(self, reference: str, ps_args: str) -> TopResponse:
         """The processes of a running container, as ``ps`` prints them."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from compatd.core.logs import check_log
 from compatd.core.supervisor import parse_signal
 from compatd.core.translation import read_security
 from compatd.errors import InvalidParameter, Unsupported
@@ -26,9 +27,6 @@ from compatd.wire.types.images import HealthConfig
 
 DEFAULT_SHM_BYTES = 64 << 20
 RESTART_POLICIES = ("no", "always", "on-failure", "unless-stopped")
-LOG_DRIVERS = ("json-file", "none")
-_JSON_FILE_OPTIONS = ("max-size", "max-file", "compress", "labels", "env")
-_JSON_FILE_LATER = ("labels-regex", "env-regex", "tag", "mode", "max-buffer-size")
 _PORT = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?", re.ASCII)
 
 # (option as users know it, whether the request asks for it)
@@ -176,7 +174,7 @@ def complete_host_config(
     read_security(host_config.security_opt or ())
     for entry in host_config.extra_hosts or ():
         _check_extra_host(entry)
-    log_config = _check_log(host_config.log_config, log)
+    log_config = check_log(host_config.log_config, log)
     return (
         msgspec.structs.replace(
             host_config,
@@ -269,16 +267,3 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _check_log(log: LogConfig, default: LogConfig) -> LogConfig:
-    given = {} if log.type else default.config or {}
-    log = LogConfig(type=log.type or default.type, config={**given, **(log.config or {})})
-    if log.type not in LOG_DRIVERS:
-        raise InvalidParameter(f'error looking up logging plugin {log.type}: plugin "{log.type}" not found')
-    for key in log.config or ():
-        if log.type == "json-file" and key in _JSON_FILE_LATER:
-            raise Unsupported(f"the log option {key} is not supported by this engine")
-        if log.type == "json-file" and key not in _JSON_FILE_OPTIONS:
-            raise InvalidParameter(f"unknown log opt '{key}' for json-file log driver")
-    return log

@@ -14,6 +14,7 @@ import contextlib
 import logging
 import os
 import shutil
+import socket
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from compatd import tasks
 from compatd.config import Config
 from compatd.core.container import ContainerRecord, MountPoint, PendingAttach, PendingWait
 from compatd.core.inspection import ContainerPaths, directory_paths
+from compatd.core.logs import open_log
 from compatd.core.networks import Networks
 from compatd.core.translation import adapt_resources, container_spec, environment, resources
 from compatd.core.volumes import Volumes
@@ -41,6 +43,7 @@ from compatd.network.files import DnsConfig, resolve_extra_hosts
 from compatd.runtime import cgroups, processes, stats
 from compatd.runtime.host import Host
 from compatd.runtime.spec import build_exec, build_launch
+from compatd.shim import spec as shim
 from compatd.shim import users
 from compatd.shim.failures import Failed
 from compatd.shim.spec import Attach, Exec, Launch, Wait
@@ -52,18 +55,23 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, kw_only=True)
 class Prepared:
-    """What a start has acquired. ``netns_fd`` is owned until ``release``."""
+    """What a start has acquired. ``netns_fd`` and ``log_connection`` are owned until ``release``."""
 
     endpoints: dict[str, Endpoint] = field(default_factory=dict[str, Endpoint])
     lowers: Sequence[str] = ()
     netns_fd: int | None = None
     extra_hosts: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    log: shim.Log = field(default_factory=lambda: shim.Log(driver="none"))
+    log_connection: socket.socket | None = None
 
     def release(self) -> None:
         """Close what only the start needed; the container keeps the namespace alive itself."""
         if self.netns_fd is not None:
             os.close(self.netns_fd)
             self.netns_fd = None
+        if self.log_connection is not None:
+            self.log_connection.close()
+            self.log_connection = None
 
 
 class Preparation:
@@ -126,6 +134,7 @@ class Preparation:
             undo.push_async_callback(self._networks.disconnect, endpoint)
         prepared.extra_hosts = resolve_extra_hosts(record.host_config.extra_hosts or (), self._gateways())
         prepared.lowers = await self._workers.run(self._prepare_files, record, prepared)
+        prepared.log, prepared.log_connection = await open_log(record, self.paths(record.id), self._workers)
         return prepared
 
     def _prepare_files(self, record: ContainerRecord, prepared: Prepared) -> Sequence[str]:
@@ -217,6 +226,11 @@ class Preparation:
         for wait in waits:
             waiting.append({"fd": len(fds), "condition": "removed" if wait.condition == "removed" else "exit"})
             fds.append(wait.socket.fd)
+        log = prepared.log
+        if prepared.log_connection is not None:
+            log = log.copy()
+            log["fd"] = len(fds)
+            fds.append(prepared.log_connection.fileno())
         owner = self._network_owner(record)
         named = msgspec.structs.replace(
             record.config, hostname=owner.config.hostname, domainname=owner.config.domainname
@@ -228,6 +242,7 @@ class Preparation:
             lowers=prepared.lowers,
             network_files=self.paths(owner.id),
             netns_fd=0 if prepared.netns_fd is not None else None,
+            log=log,
         )
         return build_launch(spec, self._host, attaches=handed, waits=waiting), fds
 

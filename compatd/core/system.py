@@ -15,6 +15,7 @@ from compatd.core.events import Events
 from compatd.core.images import Images, format_time
 from compatd.core.lifecycle import State
 from compatd.core.volumes import Volumes
+from compatd.logs import drivers
 from compatd.runtime.host import Host
 from compatd.wire.types.images import ImageSummary
 from compatd.wire.types.system import (
@@ -113,7 +114,7 @@ class System:
             images=len(self._images),
             driver="overlay2",
             driver_status=[("Layer Store", "directories"), ("Supports d_type", "true"), ("userxattr", "false")],
-            plugins=PluginsInfo(volume=["local"], network=["bridge", "host", "null"], log=["json-file", "none"]),
+            plugins=PluginsInfo(volume=["local"], network=["bridge", "host", "null"], log=list(drivers.LISTED)),
             memory_limit=support.memory_limit,
             swap_limit=support.swap_limit,
             cpu_cfs_period=support.cpu_cfs,

@@ -1,6 +1,5 @@
 """From a container record, in the API's terms, to a ``ContainerSpec``, in the runtime's. Pure but for devices."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -37,7 +36,6 @@ _LIMITS = {
 }
 _TRUE = ("1", "t", "T", "TRUE", "true", "True")
 _FALSE = ("0", "f", "F", "FALSE", "false", "False")
-_SIZES = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 def container_spec(
@@ -48,9 +46,11 @@ def container_spec(
     lowers: Sequence[str],
     netns_fd: int | None = None,
     network_files: ContainerPaths | None = None,
+    log: shim.Log | None = None,
 ) -> ContainerSpec:
     """``netns_fd``: index of the network namespace among the descriptors that go with the launch; None: the host's.
     ``network_files``: where hosts, hostname and resolv.conf are, if not among the container's own.
+    ``log``: None writes none.
 
     ``InvalidParameter`` in Docker's words for options that make no sense.
     """
@@ -114,7 +114,7 @@ def container_spec(
         device_rules=tuple(devices.parse_rule(rule) for rule in host_config.device_cgroup_rules or ()),
         resources=resources(host_config),
         cgroup_parent=host_config.cgroup_parent,
-        log=log_spec(record, paths),
+        log=log or shim.Log(driver="none"),
     )
 
 
@@ -240,57 +240,3 @@ def _devices(host_config: HostConfig) -> tuple[devices.Device, ...]:
         target = mapping.path_in_container or mapping.path_on_host
         found += devices.expand(mapping.path_on_host, target, mapping.cgroup_permissions or "rwm")
     return tuple(found)
-
-
-def log_spec(record: ContainerRecord, paths: ContainerPaths) -> shim.Log:
-    """``SystemFailure`` for bad options of the json-file driver (moby daemon/logger/jsonfilelog), as a start has it."""
-    log = record.host_config.log_config
-    if log.type == "none":
-        return shim.Log(driver="none")
-    options = log.config or {}
-    spec = shim.Log(driver="json-file", path=paths.log)
-    if "max-size" in options:
-        spec["max_size"] = parse_size(options["max-size"])
-    if (files := options.get("max-file")) is not None:
-        if not re.fullmatch("[+-]?[0-9]{1,9}", files):
-            raise _bad_log(f'strconv.Atoi: parsing "{files}": invalid syntax')
-        spec["max_file"] = int(files)
-        if spec["max_file"] < 1:
-            raise _bad_log("max-file cannot be less than 1")
-    if (compress := options.get("compress")) is not None:
-        if compress not in _TRUE and compress not in _FALSE:
-            raise _bad_log(f'strconv.ParseBool: parsing "{compress}": invalid syntax')
-        spec["compress"] = compress in _TRUE
-    attrs = log_attributes(record, options)
-    if attrs:
-        spec["attrs"] = attrs
-    return spec
-
-
-def _bad_log(reason: str) -> SystemFailure:
-    return SystemFailure(f"failed to create task for container: failed to initialize logging driver: {reason}")
-
-
-def log_attributes(record: ContainerRecord, options: dict[str, str]) -> dict[str, str]:
-    """What ``labels``, ``env`` and ``tag`` put on each line (moby daemon/logger/loginfo.go, ExtraAttributes)."""
-    attrs: dict[str, str] = {}
-    labels = record.config.labels or {}
-    for key in filter(None, options.get("labels", "").split(",")):
-        if key in labels:
-            attrs[key] = labels[key]
-    variables = {name: value for name, _, value in (entry.partition("=") for entry in record.config.env or ())}
-    for key in filter(None, options.get("env", "").split(",")):
-        if key in variables:
-            attrs[key] = variables[key]
-    return attrs
-
-
-def parse_size(text: str) -> int:
-    """``10m`` in bytes (docker/go-units, RAMInBytes)."""
-    bare = text.strip().lower()
-    if bare.endswith("b"):
-        bare = bare.removesuffix("ib").removesuffix("b")
-    number, unit = (bare[:-1], bare[-1]) if bare and bare[-1] in "kmgt" else (bare, "")
-    if not number.isascii() or not number.replace(".", "", 1).isdecimal() or len(number) > 18:
-        raise _bad_log(f"invalid size: '{text}'")
-    return int(float(number) * _SIZES[unit])

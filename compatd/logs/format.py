@@ -59,6 +59,11 @@ class Lines(NamedTuple):
     texts: list[bytes]
     attrs: list[bytes | None]
 
+    def part(self, begin: int, end: int) -> "Lines":
+        """Some of them, one after the other."""
+        marks, times, texts, attrs = self
+        return Lines(marks[begin:end], times[begin:end], texts[begin:end], attrs[begin:end])
+
     def records(self) -> Iterator[Record]:
         """The same, one by one."""
         for mark, stamp, text, attrs in zip(*self, strict=True):
@@ -189,16 +194,6 @@ def format_time(time_ns: int) -> bytes:
     ).encode()
 
 
-def between(lines: Lines, since: bytes | None, until: bytes | None) -> Lines:
-    """The messages from ``since`` to ``until``, both inclusive, as 29-character times."""
-    times = lines.times
-    # Times of one log hardly ever run backwards, but a clock may be set.
-    if (since is None or min(times, default=since) >= since) and (until is None or max(times, default=until) <= until):
-        return lines
-    kept = [n for n, t in enumerate(times) if (since is None or t >= since) and (until is None or t <= until)]
-    return _pick(lines, kept)
-
-
 def _pick(lines: Lines, kept: list[int]) -> Lines:
     marks, times, texts, attrs = lines
     return Lines([marks[n] for n in kept], [times[n] for n in kept], [texts[n] for n in kept], [attrs[n] for n in kept])
@@ -227,6 +222,12 @@ _HEADERS = {mark: _Headers(number) for mark, number in _STREAM_NUMBERS.items()}
 def frame(stream: Stream, payload: bytes) -> bytes:
     """One multiplexed frame: stream number, three zero bytes, big-endian length, payload."""
     return struct.pack(">BxxxI", 1 if stream == "stdout" else 2, len(payload)) + payload
+
+
+def error_frame(text: str, *, framed: bool) -> bytes:
+    """Words of the engine's own: on the stream for errors of the system, if there are streams (moby stdcopy)."""
+    payload = text.encode(errors="replace")
+    return struct.pack(">BxxxI", 3, len(payload)) + payload if framed else payload
 
 
 def render(lines: Lines, rendering: Rendering) -> bytes:

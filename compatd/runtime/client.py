@@ -52,7 +52,8 @@ class StartRefused(StartFailed, InvalidParameter):
     """The program named cannot be run: 126 and 127, which Docker answers as the client's mistake."""
 
 
-def _start_failure(text: str, exit_code: int) -> StartFailed:
+def start_failure(text: str, exit_code: int) -> StartFailed:
+    """The error of the kind that goes with the exit code."""
     return (StartRefused if exit_code in (126, 127) else StartFailed)(text, exit_code)
 
 
@@ -257,7 +258,7 @@ class Shim:
             self._on_state(message)
         elif kind == "failed":
             if not self._started.done():
-                self._started.set_exception(_start_failure(message["text"], message["exit_code"]))
+                self._started.set_exception(start_failure(message["text"], message["exit_code"]))
         elif kind == "exited":
             _resolve(self._exit, message["exit"])
         elif kind == "exec_started":
@@ -293,7 +294,7 @@ class Shim:
     def _on_exec_failed(self, message: Message) -> None:
         process = self.execs.pop(message["exec_id"], None)
         if process is not None and not process.started.done():
-            process.started.set_exception(_start_failure(message["text"], message["exit_code"]))
+            process.started.set_exception(start_failure(message["text"], message["exit_code"]))
         self._acknowledge(message["exec_id"])
 
     def _on_exec_exited(self, exec_id: str, exit_: Exit) -> None:

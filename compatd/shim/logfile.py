@@ -1,224 +1,221 @@
-"""The json-file log: Docker's records, made by the chunk.
+"""The file that a container's output is logged to, and its rotation (moby daemon/logger/loggerutils/logfile.go).
 
-A record is one line of output, at most 16 KiB of it (moby daemon/logger/copier.go); a longer one is several records,
-of which only the last ends in a newline, and so does a last line without one. Bytes that are no UTF-8 become U+FFFD
-one by one, and escapes are those of moby daemon/logger/jsonfilelog/jsonlog/jsonlogbytes.go. All lines of a chunk
-carry one time.
+    path         the newest records; older ones in path.1, path.2 … path.N, with .gz when compressed
+    path.1.gz.tmp    a compression that was cut short; the next one writes it anew
 
-On disk: ``path``, older ones ``path.1`` (newest) to ``path.N``, with ``.gz`` when compressed. A record is written
-whole before a rotation; a crash leaves at most one cut record at the end of ``path``.
+A record is written whole, or what there is of it is taken away again; a kill leaves at most one cut record at the end
+of ``path``, which the next start mends. Rotation renames, so that whoever reads an older part goes on reading it.
+
+Compression is a child's work: it neither delays the container nor ends with an exec's fork in the middle of zlib.
+The header of a compressed part tells when its last record was made, as Docker's does, and which inode it was: by
+that a reader knows that it has read it already. It dies with the shim; the next shim makes up for it.
 """
 
-import codecs
 import contextlib
-import json
+import fcntl
 import os
+import signal
+import struct
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 
+from compatd.linux import syscalls
+from compatd.shim import jsonlog, locallog
+from compatd.shim.lines import Lines, Partial
+from compatd.shim.loop import IN, Loop
 from compatd.shim.spec import Log
 
-LINE_BYTES = 1 << 14
-_SLICE_BYTES = 1 << 16
-_STEP = LINE_BYTES // 2
-
-_PLAIN = bytes(byte for byte in range(256) if byte == 0x0A or (byte >= 0x20 and byte not in b'"\\<>&'))
-_ESCAPES = {byte: b"\\u%04x" % byte for byte in range(256) if byte not in _PLAIN} | {
-    ord("\\"): b"\\\\",
-    ord('"'): b'\\"',
-    ord("\r"): b"\\r",
-}
-
-
-def _replace_invalid(error: UnicodeError) -> tuple[str, int]:
-    assert isinstance(error, UnicodeDecodeError)
-    return "\\ufffd" * (error.end - error.start), error.end
-
-
-codecs.register_error("compatd.json-file", _replace_invalid)
-
-
-def escape(lines: bytes) -> bytes:
-    """Output as the inside of a JSON string; newlines stay, to be cut at."""
-    special = lines.translate(None, _PLAIN)
-    if special:
-        for byte in sorted(set(special), key=lambda byte: byte != 0x5C):  # the backslash first: the others bring some
-            lines = lines.replace(bytes((byte,)), _ESCAPES[byte])
-    if not lines.isascii():
-        text = lines.decode("utf-8", "compatd.json-file")
-        lines = text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").encode()
-    return lines
-
-
-def timestamp(now_ns: int) -> str:
-    """RFC3339Nano in UTC, as Go prints it: without trailing zeros."""
-    seconds, nanoseconds = divmod(now_ns, 1_000_000_000)
-    fraction = f".{nanoseconds:09d}".rstrip("0").rstrip(".")
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + fraction + "Z"
-
-
-class Lines:
-    """Cuts one stream's output into what is to be records, as the copier does."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """Pieces to be recorded: whole lines, many in one, or 16 KiB of one that has not ended."""
-        if self._rest:
-            data = self._rest + data
-        cut = data.rfind(b"\n") + 1
-        self._rest = data[cut:] if cut else data
-        if cut:
-            lines = data[:cut]
-            # A line too long leaves a step without a newline, wherever it starts.
-            if all(lines.find(b"\n", at, at + _STEP) >= 0 for at in range(0, cut - _STEP, _STEP)):
-                yield lines
-            else:
-                for line in lines.splitlines(keepends=True) if b"\r" not in lines else _split(lines):
-                    yield from _cut(line)
-        while len(self._rest) >= LINE_BYTES:
-            yield self._rest[:LINE_BYTES]
-            self._rest = self._rest[LINE_BYTES:]
-
-    def end(self) -> bytes:
-        """What was left when the stream ended."""
-        rest, self._rest = self._rest, b""
-        return rest
-
-
-def _split(lines: bytes) -> list[bytes]:
-    return [line + b"\n" for line in lines.split(b"\n")[:-1]]
-
-
-def _cut(line: bytes) -> Iterator[bytes]:
-    while len(line) > LINE_BYTES:
-        yield line[:LINE_BYTES]
-        line = line[LINE_BYTES:]
-    yield line
-
-
-class Encoder:
-    """Records of one stream."""
-
-    def __init__(self, stream: str, attrs: Mapping[str, str]) -> None:
-        extra = b',"attrs":' + _json(attrs) if attrs else b""
-        self._tail = b'","stream":"%s"%s,"time":"' % (stream.encode(), extra)
-
-    def encode(self, piece: bytes, now_ns: int) -> bytes:
-        """The records of a piece from ``Lines``: one, or one for each of its lines."""
-        close = self._tail + timestamp(now_ns).encode() + b'"}\n'
-        text = escape(piece)
-        if not text.endswith(b"\n"):
-            return b'{"log":"' + text + close
-        joined = text.replace(b"\n", b"\\n" + close + b'{"log":"')
-        return b'{"log":"' + joined[: -len(b'{"log":"')]
-
-
-def _json(attrs: Mapping[str, str]) -> bytes:
-    """As Go's encoder: sorted, and safe inside HTML."""
-    text = json.dumps(dict(sorted(attrs.items())), separators=(",", ":"), ensure_ascii=False)
-    for character in "<>&\u2028\u2029":  # they can only stand inside of strings
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text.encode(errors="replace")
+_SLICE_BYTES = 1 << 20
+_LEVEL = 1  # a rotation waits for the one before it, so this is what limits a log that grows fast
 
 
 class LogFile:
-    """Owns the file. Synchronous: writing to it costs a copy into the page cache.
+    """Owns the file. Writing to it costs a copy into the page cache.
 
-    A write that fails (a full disk) loses those records and nothing else. ``background`` is handed the compression
-    of a rotated file, as slices to be run one by one.
+    A write that fails (a full disk) loses those records and nothing else. While ``blocked`` its owner should hold
+    back what it can, and is told by ``drained`` when that is over; what is written all the same waits, or is
+    dropped once ``buffer`` is exceeded.
     """
 
-    def __init__(self, log: Log, background: Callable[[Iterator[None]], None]) -> None:
+    def __init__(self, log: Log, loop: Loop, drained: Callable[[], None]) -> None:
         """``OSError`` when the file cannot be opened."""
         self._path = log.get("path", "")
         self._capacity_bytes = log.get("max_size", 0)
         self._max_files = log.get("max_file", 1)
-        self._compress = log.get("compress", False)
-        self._background = background
-        self._compression: Iterator[None] | None = None
+        self._compress = log.get("compress", False) and self._max_files > 1
+        self._slack_bytes = log.get("buffer")  # beyond the capacity rather than wait
+        self._loop = loop
+        self._drained = drained
+        self._compressor: tuple[int, int] | None = None  # pid, pidfd
+        encoder = jsonlog.Encoder if log["driver"] == "json-file" else locallog.Encoder
         self._lines = {"stdout": Lines(), "stderr": Lines()}
-        self._encoders = {stream: Encoder(stream, log.get("attrs", {})) for stream in self._lines}
-        self._open()
+        self._encoders = {stream: encoder(stream, log.get("attrs", {})) for stream in self._lines}
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        self._size_bytes = encoder.mend(self._fd, os.fstat(self._fd).st_size)
+        if self._compress and os.path.exists(f"{self._path}.1"):
+            self._begin_compression()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the next write would wait for a compression."""
+        return self._compressor is not None and self._slack_bytes is None and self._size_bytes >= self._capacity_bytes
+
+    def lingers(self) -> bool:
+        return False
 
     def write(self, stream: str, data: bytes) -> None:
-        for piece in self._lines[stream].feed(data):
-            self._record(stream, piece)
+        for piece, partial in self._lines[stream].feed(data):
+            self.record(stream, piece, partial)
 
     def end(self, stream: str) -> None:
         """The stream has ended; what it left without a newline is recorded."""
-        if rest := self._lines[stream].end():
-            self._record(stream, rest)
+        for piece, partial in self._lines[stream].end():
+            self.record(stream, piece, partial)
 
-    def close(self) -> None:
-        """Finish a compression under way, and close."""
-        self._finish_compression()
-        os.close(self._fd)
-
-    def _open(self) -> None:
-        self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
-        self._size_bytes = os.fstat(self._fd).st_size
-
-    def _record(self, stream: str, piece: bytes) -> None:
-        records = self._encoders[stream].encode(piece, time.time_ns())
+    def record(self, stream: str, piece: bytes, partial: Partial | None) -> None:
+        """Write a piece that ``Lines`` has made."""
+        encoder = self._encoders[stream]
+        records = encoder.encode(piece, time.time_ns(), partial)
+        capacity = self._capacity_bytes
         with contextlib.suppress(OSError):
-            while self._capacity_bytes and self._size_bytes + len(records) > self._capacity_bytes:
-                # The record that reaches the capacity still goes into this file; newlines only end records.
+            while capacity and self._size_bytes + len(records) > capacity:
+                if self._compressor is not None and self._slack_bytes is not None:
+                    if self._size_bytes + len(records) > capacity + self._slack_bytes:
+                        return
+                    break
+                # The record that reaches the capacity still goes into this file.
                 cut = 0
-                if (room := self._capacity_bytes - self._size_bytes) > 0:
-                    cut = records.index(b"\n", room - 1) + 1
-                self._append(records[:cut])
+                if (room := capacity - self._size_bytes) > 0:
+                    cut = encoder.end_after(records, room - 1)
+                self._append(encoder, records[:cut])
                 records = records[cut:]
                 if not records:
                     return
                 self._rotate()
-            self._append(records)
+            self._append(encoder, records)
 
-    def _append(self, records: bytes) -> None:
-        self._size_bytes += len(records)
-        written = os.write(self._fd, records)
-        while written < len(records):
-            written += os.write(self._fd, records[written:])
+    def close(self) -> None:
+        """Wait for a compression under way, and close."""
+        self._end_compression()
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def _append(self, encoder: jsonlog.Encoder | locallog.Encoder, records: bytes) -> None:
+        written = 0
+        try:
+            while written < len(records):
+                written += os.write(self._fd, records[written:])
+        except OSError:
+            whole = encoder.end_before(records, written)
+            if written > whole:
+                os.ftruncate(self._fd, self._size_bytes + whole)
+            self._size_bytes += whole
+            raise
+        self._size_bytes += written
 
     def _rotate(self) -> None:
-        self._finish_compression()
-        if self._max_files < 2:
-            os.ftruncate(self._fd, 0)
-            self._size_bytes = 0
-            return
-        ending = ".gz" if self._compress else ""
-        for number in range(self._max_files - 1, 1, -1):
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(f"{self._path}.{number - 1}{ending}", f"{self._path}.{number}{ending}")
+        self._end_compression()
+        oldest = self._max_files - 1
+        for ending in ("", ".gz"):
+            for number in range(oldest, 0, -1):
+                with contextlib.suppress(OSError):
+                    if number == oldest:
+                        os.unlink(f"{self._path}.{number}{ending}")
+                    else:
+                        os.rename(f"{self._path}.{number}{ending}", f"{self._path}.{number + 1}{ending}")
+        with contextlib.suppress(FileNotFoundError):  # whoever has taken it away may keep it
+            if oldest:
+                os.rename(self._path, f"{self._path}.1")
+            else:
+                os.unlink(self._path)
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
         os.close(self._fd)
-        os.rename(self._path, f"{self._path}.1")
-        self._open()
+        self._fd = fd
+        self._size_bytes = os.fstat(fd).st_size
         if self._compress:
-            self._compression = _compress(f"{self._path}.1")
-            self._background(self._compression)
+            self._begin_compression()
 
-    def _finish_compression(self) -> None:
-        if self._compression is not None:
-            for _ in self._compression:
-                pass
-            self._compression = None
+    def _begin_compression(self) -> None:
+        shim = os.getpid()
+        try:
+            pid = _fork()
+        except OSError:
+            return  # it stays as it is, until the next start
+        if not pid:
+            try:
+                syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+                syscalls.close_range(3)  # clients see the end of a stream when nobody has it
+                if os.getppid() == shim:
+                    compress(f"{self._path}.1", time.time_ns())
+            finally:
+                os._exit(0)
+        pidfd = syscalls.pidfd_open(pid)
+        self._compressor = (pid, pidfd)
+        self._loop.watch(pidfd, IN, lambda _: self._compressed())
+
+    def _compressed(self) -> None:
+        self._end_compression()
+        self._drained()
+
+    def _end_compression(self) -> None:
+        if self._compressor is not None:
+            pid, pidfd = self._compressor
+            self._compressor = None
+            os.waitpid(pid, 0)
+            self._loop.forget(pidfd)
+            os.close(pidfd)
 
 
-def _compress(path: str) -> Iterator[None]:
-    """Replace ``path`` by ``path.gz``, a slice at each step. A crash leaves the one or the other, whole."""
-    compressor = zlib.compressobj(wbits=31)  # with gzip's header
+def _fork() -> int:
+    """fork(2), but not into the container's pid namespace, where the shim's children are born else."""
+    flags = os.O_RDONLY | os.O_CLOEXEC
+    own, children = os.open("/proc/self/ns/pid", flags), -1
+    try:
+        # There is none when its first process has ended: nobody will be born there any more.
+        with contextlib.suppress(FileNotFoundError):
+            children = os.open("/proc/self/ns/pid_for_children", flags)
+            if os.path.sameopenfile(own, children):
+                return os.fork()
+        syscalls.setns(own, syscalls.CLONE_NEWPID)
+        try:
+            return os.fork()
+        finally:
+            if children >= 0:
+                syscalls.setns(children, syscalls.CLONE_NEWPID)
+    finally:
+        for fd in (own, children):
+            if fd >= 0:
+                os.close(fd)
+
+
+def compress(path: str, last_ns: int) -> None:
+    """Replace ``path`` by ``path.gz``, which appears whole; ``last_ns`` is no earlier than its last record's time.
+
+    Two shims may be at it, one that ends and its successor: whoever comes second finds nothing left to do.
+    """
     staged = f"{path}.gz.tmp"
-    with (
-        contextlib.suppress(OSError),
-        open(path, "rb", buffering=0) as source,
-        open(staged, "wb", buffering=0) as target,
-    ):
-        while data := source.read(_SLICE_BYTES):
-            target.write(compressor.compress(data))
-            yield
-        target.write(compressor.flush())
-        os.fchmod(target.fileno(), 0o640)
+    with contextlib.suppress(OSError), open(path, "rb", buffering=0) as source:
+        fcntl.flock(source, fcntl.LOCK_EX)
+        inode = os.fstat(source.fileno()).st_ino
+        if os.stat(path).st_ino != inode:
+            return
+        extra = b'{"lastTime":"%s","inode":%d}' % (jsonlog.timestamp(last_ns).encode(), inode)
+        compressor = zlib.compressobj(_LEVEL, wbits=-zlib.MAX_WBITS)
+        checksum = size = 0
+        with open(staged, "wb", buffering=0) as target:
+            os.fchmod(target.fileno(), 0o640)
+            # RFC 1952: magic, deflate, FEXTRA, no time, no hints, unknown system
+            target.write(b"\x1f\x8b\x08\x04\0\0\0\0\0\xff" + struct.pack("<H", len(extra)) + extra)
+            while data := source.read(_SLICE_BYTES):
+                checksum = zlib.crc32(data, checksum)
+                size += len(data)
+                _write(target.fileno(), compressor.compress(data))
+            _write(target.fileno(), compressor.flush() + struct.pack("<II", checksum, size & 0xFFFFFFFF))
         os.rename(staged, f"{path}.gz")
         os.unlink(path)
+
+
+def _write(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]

@@ -27,7 +27,6 @@ class Loop:
         self._handlers: dict[int, Handler] = {}
         self._timers: list[Timer] = []
         self._forgotten: set[int] = set()  # in this turn: their numbers may already mean something else
-        self.idle: Callable[[], bool] | None = None  # slices of background work; False when there is none left
 
     def watch(self, fd: int, events: int, handler: Handler) -> None:
         """Call ``handler`` when ``events`` (or HUP) are there; again with other events for the same descriptor."""
@@ -68,12 +67,8 @@ class Loop:
                 if timer in self._timers:
                     self._timers.remove(timer)
                     timer.callback()
-        if self.idle is not None and not self.idle():
-            self.idle = None
 
     def _patience_s(self) -> float | None:
-        if self.idle is not None:
-            return 0
         if not self._timers:
             return None
         return max(0.0, min(timer.due_s for timer in self._timers) - time.monotonic())

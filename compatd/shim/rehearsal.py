@@ -42,7 +42,7 @@ def run() -> None:
 def _streams() -> None:
     """Output and input of a process with one client, and both their ends."""
     loop = Loop()
-    log = LogFile(Log(driver="json-file", path="/dev/null"), lambda work: None)
+    log = LogFile(Log(driver="json-file", path="/dev/null"), loop, lambda: None)
     stdio = Stdio(loop, closes_stdin=True, log=log, detached=lambda: None, changed=lambda: None)
     stdin, stdout, stderr = os.pipe(), os.pipe(), os.pipe()
     client, ours = socket.socketpair()
@@ -64,7 +64,7 @@ def _streams() -> None:
 
 
 def _turn(loop: Loop) -> None:
-    loop.idle = lambda: False  # so it does not wait
+    loop.later(0, lambda: None)  # so it does not wait
     loop.turn()
 
 

@@ -21,16 +21,16 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NoReturn, cast
 
 from compatd.linux import syscalls
 from compatd.linux.fds import FdSet
 from compatd.shim import cgroup, container, protocol, title
 from compatd.shim.failures import Failed, describe, told
-from compatd.shim.logfile import LogFile
 from compatd.shim.loop import HUP, IN, OUT, Handler, Loop
 from compatd.shim.protocol import Message, ShimShare
+from compatd.shim.sink import Sink, open_sink
 from compatd.shim.spec import Attach, Exec, Exit, Wait
 from compatd.shim.stdio import Stdio
 
@@ -139,8 +139,7 @@ class Shim:
         self._waits: list[tuple[Wait, socket.socket]] = []
         self._execs: dict[str, Child] = {}
         self._phases: dict[str, int] = {}
-        self._backlog: list[Iterator[None]] = []
-        self._log: LogFile | None = None
+        self._log: Sink | None = None
         self._oom_kills = 0
         self._over = False  # the start has failed
         self._recorded = False
@@ -164,6 +163,7 @@ class Shim:
             and not self._waits
             and not self._init.stdio.attended
             and not self._execs
+            and not (self._log is not None and self._log.lingers())
         )
 
     # Starting
@@ -205,8 +205,7 @@ class Shim:
             self._mark("cgroups")
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(protocol.EXIT_NAME, dir_fd=self._state)
-            if launch["log"]["driver"] == "json-file":
-                self._log = LogFile(launch["log"], self._work_off)
+            self._log = open_sink(launch["log"], descriptors, self._loop, lambda: self._init.stdio.client_drained())
             self._listen()
         except Exception as error:
             child.failure = told(describe(error, "shim"), of_exec=False)
@@ -655,18 +654,6 @@ class Shim:
         child = self._execs.pop(exec_id, None)
         if child is not None:
             os.close(child.pidfd)
-
-    # Background work
-
-    def _work_off(self, work: Iterator[None]) -> None:
-        self._backlog.append(work)
-        self._loop.idle = self._work
-
-    def _work(self) -> bool:
-        """One slice of it. The loop calls again, between events, while there is more."""
-        if self._backlog and next(self._backlog[0], False) is False:
-            self._backlog.pop(0)
-        return bool(self._backlog)
 
 
 def _attach(stdio: Stdio, attach: Attach, sock: socket.socket) -> None:

@@ -116,15 +116,39 @@ class Process(TypedDict):
     console_size: NotRequired[tuple[int, int]]  # (height, width)
 
 
+class Syslog(TypedDict):
+    """A syslog server, and how it is spoken to."""
+
+    network: Literal["tcp", "tcp+tls", "udp", "unix", "unixgram"]
+    addresses: list[tuple[str, int]]  # numeric, to connect to again; a socket's path has port 0
+    priority: int  # the facility, shifted
+    format: Literal["", "rfc3164", "rfc5424", "rfc5424micro"]
+    tag: str
+    server_name: NotRequired[str]  # of the certificate
+    ca: NotRequired[str]  # PEM files on the host
+    certificate: NotRequired[str]
+    key: NotRequired[str]
+    skip_verify: NotRequired[bool]
+
+
+class Journal(TypedDict):
+    path: str  # journald's socket
+    fields: dict[str, str]  # that every entry has
+
+
 class Log(TypedDict):
     """Where output is written besides the attached clients. ``none`` writes nothing."""
 
-    driver: Literal["json-file", "none"]
-    path: NotRequired[str]
+    driver: Literal["json-file", "local", "syslog", "journald", "none"]
+    path: NotRequired[str]  # of a syslog or journald log: its copy for reading, in the local driver's form
     max_size: NotRequired[int]  # bytes; rotation when exceeded; absent: no rotation
     max_file: NotRequired[int]
     compress: NotRequired[bool]
     attrs: NotRequired[dict[str, str]]
+    buffer: NotRequired[int]  # bytes that may wait before output is lost; absent: the process waits instead
+    fd: NotRequired[int]  # the passed descriptor of a connected socket
+    syslog: NotRequired[Syslog]
+    journal: NotRequired[Journal]
 
 
 class Attach(TypedDict):

@@ -1,7 +1,8 @@
 """The standard streams of one process, and the clients that are attached to them.
 
 Output is copied to the log and to every client. A client that reads slowly may lag by ``CLIENT_BUFFER_BYTES``; then
-the process's output is no longer read until it has caught up, so the process blocks, as with Docker. A client that
+the process's output is no longer read until it has caught up, so the process blocks, as with Docker. So it is with a
+log that says it is blocked. A client that
 goes away harms nobody. Input comes from any of the clients; what the process does not read yet is not read from them
 either.
 
@@ -18,8 +19,8 @@ import struct
 from collections.abc import Callable
 
 from compatd.shim import terminal
-from compatd.shim.logfile import LogFile
 from compatd.shim.loop import HUP, IN, OUT, Handler, Loop, Timer
+from compatd.shim.sink import Sink
 
 READ_BYTES = 1 << 16
 CLIENT_BUFFER_BYTES = 1 << 20
@@ -244,7 +245,7 @@ class Stdio:
         loop: Loop,
         *,
         closes_stdin: bool,
-        log: LogFile | None,
+        log: Sink | None,
         detached: Callable[[], None],
         changed: Callable[[], None],
     ) -> None:
@@ -391,7 +392,7 @@ class Stdio:
 
     def _on_output(self, fd: int) -> None:
         self._read(fd, self._outputs[fd])
-        if not self._exited and any(client.queued_bytes > CLIENT_BUFFER_BYTES for client in self._clients):
+        if not self._exited and (self._lags(CLIENT_BUFFER_BYTES) or (self._log is not None and self._log.blocked)):
             self._paused = True
             for output in self._outputs:
                 self.loop.forget(output)
@@ -494,8 +495,12 @@ class Stdio:
         client.stdin = False
         client.finish()
 
+    def _lags(self, queued_bytes: int) -> bool:
+        return any(client.queued_bytes > queued_bytes for client in self._clients)
+
     def client_drained(self) -> None:
-        if self._paused and all(client.queued_bytes <= CLIENT_BUFFER_BYTES // 2 for client in self._clients):
+        """A client, or the log, has taken what it was behind with."""
+        if self._paused and not self._lags(CLIENT_BUFFER_BYTES // 2) and not (self._log and self._log.blocked):
             self._resume()
 
     def client_gone(self, client: Client) -> None:

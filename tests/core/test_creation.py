@@ -152,7 +152,6 @@ def test_bad_host_options_have_dockers_words(options: dict[str, Any], text: str)
         ({"device_requests": [DeviceRequest(driver="nvidia")]}, "--gpus"),
         ({"storage_opt": {"size": "1g"}}, "--storage-opt"),
         ({"pid_mode": "container:x"}, "--pid container:"),
-        ({"log_config": LogConfig(type="json-file", config={"tag": "x"})}, "log option tag"),
     ],
 )
 def test_what_is_not_there_is_refused_by_name(options: dict[str, Any], name: str) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compatd.logs import format as log_format
-from compatd.logs.format import Rendering, between, decode, format_time, parse_time, render
+from compatd.logs.format import Rendering, decode, format_time, parse_time, render
 
 pytestmark = pytest.mark.unit
 
@@ -125,11 +125,3 @@ def test_one_stream_only() -> None:
     assert render(decode(CHUNK), Rendering(framed=False, stdout=False)) == b"two\n"
     assert render(decode(CHUNK), Rendering(framed=False, stderr=False)) == b"one\npart"
     assert render(decode(CHUNK), Rendering(framed=False, stdout=False, stderr=False)) == b""
-
-
-def test_between_is_inclusive() -> None:
-    lines = decode(CHUNK)
-    middle = b"2023-11-14T22:13:20.500000000"
-    assert between(lines, middle, None).texts == [b"two\n", b"part"]
-    assert between(lines, None, middle).texts == [b"one\n", b"two\n"]
-    assert between(lines, middle, middle).texts == [b"two\n"]

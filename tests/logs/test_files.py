@@ -1,7 +1,6 @@
 """Reading logs whole, from the end, across rotation, and while they are written."""
 
 import asyncio
-import gzip
 import json
 import os
 import shutil
@@ -13,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compatd.linux.inotify import Watches
-from compatd.logs import json_file
+from compatd.logs import files
+from compatd.logs.files import Follow, Selection, records, stream
 from compatd.logs.format import Rendering, format_time
-from compatd.logs.json_file import Follow, Selection, records, stream
+from compatd.logs.json_file import JsonFile
+from compatd.shim import logfile
 from compatd.tasks import Workers, spawn
 
 pytestmark = pytest.mark.unit
@@ -52,10 +53,7 @@ class Writer:
         first = self.path.with_name(self.path.name + ".1")
         self.path.rename(first)
         if compress:
-            staged = self.path.with_name("staged")
-            staged.write_bytes(gzip.compress(first.read_bytes()))
-            staged.rename(first.with_name(first.name + ".gz"))
-            first.unlink()
+            logfile.compress(str(first), self.count)
 
 
 @pytest.fixture
@@ -64,7 +62,7 @@ def writer(tmp_path: Path) -> Writer:
 
 
 def texts(path: Path, selection: Selection = ALL) -> list[int]:
-    return [int(record.line) for record in records(str(path), selection)]
+    return [int(record.line) for record in records(str(path), selection, JsonFile())]
 
 
 def test_a_log_that_does_not_exist_is_empty(tmp_path: Path) -> None:
@@ -106,7 +104,7 @@ def test_tail_is_the_end_of_the_whole(
     everything = texts(writer.path)
     assert len(everything) == writer.count
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_file, "CHUNK_BYTES", 100)
+        patch.setattr(files, "CHUNK_BYTES", 100)
         assert texts(writer.path) == everything
         assert texts(writer.path, Selection(tail=tail)) == everything[len(everything) - min(tail, len(everything)) :]
     shutil.rmtree(folder)
@@ -124,13 +122,32 @@ def test_tail_reads_only_the_end(writer: Writer, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(os, "pread", counting)
     assert texts(writer.path, Selection(tail=5)) == list(range(19_996, 20_001))
-    assert read <= json_file.CHUNK_BYTES < writer.path.stat().st_size
+    assert read <= files.CHUNK_BYTES < writer.path.stat().st_size
 
 
 def test_span_of_time_applies_after_tail(writer: Writer) -> None:
     writer.write(10)
     assert texts(writer.path, Selection(since_ns=4, until_ns=6)) == [4, 5, 6]
     assert texts(writer.path, Selection(since_ns=4, until_ns=6, tail=5)) == [6]
+
+
+def test_the_span_goes_by_its_first_and_last_message(writer: Writer) -> None:
+    """Whatever the clock does in between (moby daemon/logger/loggerutils/logfile.go, forwarder)."""
+    times = (3, 5, 2, 6, 9, 4)
+    writer.path.write_bytes(b"".join(line(f"{time}\n", time) for time in times))
+    assert texts(writer.path, Selection(since_ns=4)) == [5, 2, 6, 9, 4]
+    assert texts(writer.path, Selection(since_ns=4, until_ns=6)) == [5, 2, 6]
+    assert texts(writer.path, Selection(since_ns=10)) == []
+
+
+def test_compressed_parts_that_are_too_old_are_not_read(writer: Writer) -> None:
+    writer.write(3)
+    writer.rotate(compress=True)
+    writer.write(2)
+    part = writer.path.with_name(writer.path.name + ".1.gz")
+    head = part.read_bytes()[:100]
+    part.write_bytes(head[: head.index(b"}") + 1])  # nothing but its header
+    assert texts(writer.path, Selection(since_ns=5)) == [5]
 
 
 def test_a_truncated_compressed_part_gives_what_it_has(writer: Writer) -> None:
@@ -172,6 +189,7 @@ class Following:
             str(self.writer.path),
             self.selection,
             PLAIN,
+            codec=JsonFile(),
             workers=self.workers,
             follow=Follow(watches=self.watches, stopped=self.stopped),
         )
