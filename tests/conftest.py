@@ -35,6 +35,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="test this running engine (for example dockerd), which must be empty and is left so, instead of a compatd "
         "of our own; only parity tests run",
     )
+    parser.addoption(
+        "--record-isolation",
+        action="store_true",
+        help="with --engine: write down what tests/client/test_isolation.py finds there, instead of comparing",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

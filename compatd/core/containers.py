@@ -178,10 +178,12 @@ class Containers:
         if name:
             name = names.check_container_name(name)
         container_id = names.new_id()
-        shares_host = host_config.uts_mode == "host" or host_config.network_mode == "host"
         creation.check_config(request)
         config = creation.complete_config(
-            request.config, image.config, container_id, os.uname().nodename if shares_host else None
+            request.config,
+            image.config,
+            container_id,
+            os.uname().nodename if host_config.network_mode == "host" else None,
         )
         networks = self._networks.check_request(host_config, request.networking_config)
         if (endpoint := networks.get(host_config.network_mode)) and endpoint.mac_address:

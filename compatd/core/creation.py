@@ -93,7 +93,7 @@ def complete_config(
 ) -> ContainerConfig:
     """The configuration that is stored: merged, checked, with its hostname. ``InvalidParameter`` in Docker's words.
 
-    ``hostname``: the host's, where the container shares its UTS or network namespace.
+    ``hostname``: the host's, where the container shares its network namespace.
     """
     merged = merge_image_config(config, image)
     if not merged.entrypoint and not merged.cmd:

@@ -194,12 +194,13 @@ class Plan:
             os.close(mount)
 
     def _mount(self, op: MountOp, _: int) -> None:
+        fstype, data = op.get("fstype", ""), op.get("data", "")
+        # runc: a tmpfs takes over the mode of what it covers.
+        takes_mode = fstype == "tmpfs" and "mode=" not in data and self._root.exists(op["target"])
         target = self.target(op["target"], directory=True)
         try:
-            fstype, data = op.get("fstype", ""), op.get("data", "")
             below = os.fstat(target)
-            if fstype == "tmpfs" and "mode=" not in data:
-                # runc: a tmpfs takes over the mode of what it covers.
+            if takes_mode:
                 data = ",".join(filter(None, (f"mode={stat.S_IMODE(below.st_mode):04o}", data)))
             syscalls.mount(op.get("source", fstype), _FD % target, fstype, op.get("flags", 0), data)
             if op.get("copy_up"):

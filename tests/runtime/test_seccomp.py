@@ -19,38 +19,12 @@ from compatd.runtime import capabilities as caps
 from compatd.runtime import seccomp
 from compatd.runtime.seccomp import ALLOW, ERRNO, KILL_PROCESS, KILL_THREAD, TRAP, Condition, Profile, Rule
 from compatd.runtime.seccomp_profile import NUMBERS
+from tests.bpf import run
 from tests.runtime.hosts import ALL_CAPABILITIES
 
 KERNEL = (6, 18)
 X86_64, I386, AARCH64, ARM = 0xC000003E, 0x40000003, 0xC00000B7, 0x40000028
 EPERM, ENOSYS = ERRNO | errno.EPERM, ERRNO | errno.ENOSYS
-
-
-def run(program: bytes, architecture: int, number: int, *arguments: int) -> int:
-    """The verdict of a classic BPF program on a struct seccomp_data."""
-    arguments = (*arguments, 0, 0, 0, 0, 0, 0)[:6]
-    data = struct.pack("<IIQ6Q", number & 0xFFFFFFFF, architecture, 0, *arguments)
-    accumulator = counter = 0
-    while True:
-        code, jump_true, jump_false, k = struct.unpack_from("<HBBI", program, counter * 8)
-        counter += 1
-        match code:
-            case 0x20:
-                accumulator = struct.unpack_from("<I", data, k)[0]
-            case 0x54:
-                accumulator &= k
-            case 0x06:
-                return int(k)
-            case 0x05:
-                counter += k
-            case 0x15:
-                counter += jump_true if accumulator == k else jump_false
-            case 0x25:
-                counter += jump_true if accumulator > k else jump_false
-            case 0x35:
-                counter += jump_true if accumulator >= k else jump_false
-            case _:
-                raise AssertionError(f"unexpected instruction {code:#x}")
 
 
 def default(capabilities: int = caps.DEFAULT, machine: str = "x86_64", kernel: tuple[int, int] = KERNEL) -> bytes:
