@@ -19,6 +19,7 @@ from compatd.core.archives import Archives
 from compatd.core.builds import Builds
 from compatd.core.catalog import Catalog
 from compatd.core.commits import Commits
+from compatd.core.connections import Connections
 from compatd.core.containers import Containers
 from compatd.core.events import Events
 from compatd.core.execs import Execs
@@ -88,6 +89,7 @@ async def start(config: Config, stack: AsyncExitStack) -> Backends:
     driver = BridgeDriver(host_ip=config.ip if config.ip != "0.0.0.0" else "")
     stack.callback(driver.close)
     networks = Networks(config=config, store=store, events=events, driver=driver, workers=workers)
+    stack.callback(networks.discovery.close_all)
     preparation = Preparation(
         config=config, host=host, layers=layers, networks=networks, volumes=volumes, workers=workers
     )
@@ -168,6 +170,9 @@ async def start(config: Config, stack: AsyncExitStack) -> Backends:
         transfers=transfers,
         builds=builds,
         networks=networks,
+        connections=Connections(
+            containers=containers, networks=networks, supervisor=supervisor, preparation=preparation, workers=workers
+        ),
         volumes=volumes,
         system=system,
         logins=transfers,

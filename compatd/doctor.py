@@ -287,7 +287,7 @@ def _bridges(namespace: int) -> Finding:
     """A bridge and a container's interface on it, made in a namespace that goes away with them."""
 
     def attempt() -> None:
-        bridge.ensure("compatd-probe", _PROBE_SUBNET, mtu=1500)
+        bridge.ensure("compatd-probe", [_PROBE_SUBNET], mtu=1500)
         inner = netns.create()
         try:
             bridge.attach(
@@ -295,9 +295,9 @@ def _bridges(namespace: int) -> Finding:
                 endpoint_id="0" * 64,
                 bridge="compatd-probe",
                 interface="eth0",
-                address=IPv4Interface("192.0.2.2/24"),
+                addresses=[IPv4Interface("192.0.2.2/24")],
                 mac="02:42:c0:00:02:02",
-                gateway=_PROBE_SUBNET.ip,
+                gateways=[_PROBE_SUBNET.ip],
                 mtu=1500,
             )
         finally:

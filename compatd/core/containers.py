@@ -13,7 +13,7 @@ import msgspec
 
 from compatd import tasks
 from compatd.config import Config
-from compatd.core import creation, health, inspection, logs, mounts, names
+from compatd.core import creation, endpoints, health, inspection, logs, mounts, names
 from compatd.core import filters as filtering
 from compatd.core.container import (
     Container,
@@ -185,9 +185,11 @@ class Containers:
             container_id,
             os.uname().nodename if host_config.network_mode == "host" else None,
         )
+        host_config = self._networks.name_mode(host_config)
         networks = self._networks.check_request(host_config, request.networking_config)
-        if (endpoint := networks.get(host_config.network_mode)) and endpoint.mac_address:
-            config = msgspec.structs.replace(config, mac_address=endpoint.mac_address)
+        networks, mac_address, more_warnings = endpoints.migrate_mac(networks, host_config, config.mac_address)
+        config = msgspec.structs.replace(config, mac_address=mac_address)
+        warnings += more_warnings
         points = await self._workers.run(mounts.read_mounts, config, host_config)
         mounts.read_tmpfs(host_config)
         record = ContainerRecord(

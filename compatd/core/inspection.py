@@ -167,7 +167,6 @@ def network_settings(record: ContainerRecord, networks: Networks) -> NetworkSett
     """The networks it is in; the single-network fields repeat the default bridge."""
     settings = networks.settings_of(record)
     bridge = settings.get("bridge")
-    endpoint = record.endpoints.get("bridge")
     return NetworkSettings(
         sandbox_id=networks.sandbox_id(record),
         sandbox_key=networks.sandbox_key(record),
@@ -176,7 +175,10 @@ def network_settings(record: ContainerRecord, networks: Networks) -> NetworkSett
         gateway=bridge.gateway if bridge else "",
         ip_address=bridge.ip_address if bridge else "",
         ip_prefix_len=bridge.ip_prefix_len if bridge else 0,
-        mac_address=bridge.mac_address if bridge and endpoint else "",
+        ipv6_gateway=bridge.ipv6_gateway if bridge else "",
+        global_ipv6_address=bridge.global_ipv6_address if bridge else "",
+        global_ipv6_prefix_len=bridge.global_ipv6_prefix_len if bridge else 0,
+        mac_address=bridge.mac_address if bridge else "",
         networks=settings,
     )
 
@@ -190,7 +192,7 @@ def port_map(record: ContainerRecord) -> PortMap:
         for mapping in endpoint.ports:
             key = f"{mapping.container_port}/{mapping.protocol}"
             bindings = ports.get(key) or []
-            bindings.append(PortBinding(host_ip=mapping.host_ip, host_port=str(mapping.host_port)))
+            bindings.append(PortBinding(host_ip=mapping.host_ip, host_port=str(mapping.host_port or "")))
             ports[key] = bindings
     return ports
 
@@ -247,9 +249,8 @@ def ports_of(record: ContainerRecord) -> list[Port]:
         if not bindings:
             ports.append(Port(private_port=int(number), type=protocol))
         for binding in bindings or ():
-            ports.append(
-                Port(ip=binding.host_ip, private_port=int(number), public_port=int(binding.host_port), type=protocol)
-            )
+            public = int(binding.host_port or 0)
+            ports.append(Port(ip=binding.host_ip, private_port=int(number), public_port=public, type=protocol))
     return ports
 
 

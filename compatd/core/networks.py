@@ -1,40 +1,52 @@
-"""Networks and endpoints: which there are, what a container asks for, and what it gets when it starts.
+"""Networks: which there are, who makes and removes them, and what a container gets in them when it starts.
 
-``bridge``, ``host`` and ``none`` are always there; networks of the user come later. The kernel side is
-``network.driver``'s.
+``bridge``, ``host`` and ``none`` are always there. The kernel side is ``network.driver``'s. A network's record is
+committed before its bridge is made, and removed after the bridge: an engine killed in between finds the record, and
+makes the bridge (again). So no bridge is ever left over.
 """
 
+import asyncio
 import hashlib
+import ipaddress
 import logging
 import os
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import msgspec
 
 from compatd import tasks
 from compatd.config import Config
+from compatd.core import endpoints
 from compatd.core import filters as filtering
 from compatd.core.container import ContainerRecord
+from compatd.core.discovery import Discovery
 from compatd.core.events import Events
 from compatd.core.filters import Filters
 from compatd.core.images import format_time
 from compatd.core.lifecycle import ALIVE
 from compatd.core.names import find, new_id
-from compatd.core.store import Put, Store
-from compatd.errors import Conflict, EngineError, InvalidParameter, NotFound, SystemFailure, Unsupported
-from compatd.network import netns
-from compatd.network.driver import BridgeDriver, ConnectRequest, Endpoint, default_network, new_endpoint_id
+from compatd.core.network_request import PREDEFINED, NetworkRecord, already_exists, check_name, read
+from compatd.core.store import Delete, Put, Store
+from compatd.errors import Conflict, EngineError, Forbidden, InvalidParameter, NotFound, SystemFailure, reword
+from compatd.linux.netlink import IPNetwork
+from compatd.network import bridge, files, ipam, netns
+from compatd.network.driver import BridgeDriver, ConnectRequest, Endpoint, default_network
 from compatd.network.driver import Network as BridgeNetwork
-from compatd.network.ports import PortRequest
+from compatd.network.resolver import Server, Sockets, open_sockets
 from compatd.tasks import Workers
 from compatd.wire.types.containers import HostConfig, NetworkStats
 from compatd.wire.types.networks import (
     IPAM,
+    ConfigReference,
     EndpointSettings,
     IPAMConfig,
     Network,
     NetworkContainer,
+    NetworkCreateRequest,
+    NetworkCreateResponse,
     NetworkingConfig,
     NetworksPruned,
 )
@@ -43,16 +55,15 @@ log = logging.getLogger(__name__)
 
 LIST_FILTERS = ("dangling", "driver", "id", "label", "label!", "name", "scope", "type")
 PRUNE_FILTERS = ("label", "label!", "until")
-PREDEFINED = {"bridge": "bridge", "host": "host", "none": "null"}
 
 
-class NetworkRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One network. ``driver`` is Docker's name: bridge, host or null."""
+@dataclass(slots=True, kw_only=True)
+class Joined:
+    """What a starting container has got. The caller owns the descriptor; None: the host's namespace."""
 
-    id: str
-    name: str
-    driver: str
-    created_ns: int
+    settings: dict[str, EndpointSettings]
+    endpoints: dict[str, Endpoint] = field(default_factory=dict[str, Endpoint])
+    namespace_fd: int | None = None
 
 
 class Networks:
@@ -65,12 +76,17 @@ class Networks:
         self._driver = driver
         self._workers = workers
         self._networks = {key: msgspec.json.decode(raw, type=NetworkRecord) for key, raw in store.load("networks")}
+        self._changing = asyncio.Lock()  # one network is made or removed at a time: they compete for subnets
+        self._bridge: BridgeNetwork | None = None
+        self.discovery = Discovery(workers)
+        self.discovery.network = self._networks.get
+        self.discovery.servers = self.servers
         self.find_container: Callable[[str], ContainerRecord] = _no_container
         self.running: Callable[[], Iterable[ContainerRecord]] = tuple
-        self._bridge: BridgeNetwork | None = None
 
     async def ensure_predefined(self) -> None:
         """Record the three networks that are always there."""
+        self.discovery.records, self.discovery.find = self.running, self.find_container
         names = {record.name for record in self._networks.values()}
         for name, driver in PREDEFINED.items():
             if name not in names:
@@ -79,9 +95,10 @@ class Networks:
                 self._networks[record.id] = record
 
     async def restore(self, records: Iterable[ContainerRecord]) -> None:
-        """Bring the default bridge up, with what running containers hold on it; remove everything else of ours."""
+        """Bring the bridges up, with what running containers hold on them; remove everything else of ours."""
         config = self._config
         record = self.get("bridge")
+        others = [one.bridge for one in self._networks.values() if one.bridge is not None]
         if config.bridge != "none":
             self._bridge = await self._workers.run(
                 default_network,
@@ -92,11 +109,19 @@ class Networks:
                 mtu=config.mtu,
                 icc=config.icc,
                 masquerade=config.ip_masq,
+                taken=_subnets(others),
             )
-        endpoints = [endpoint for container in records for endpoint in container.endpoints.values()]
-        networks = [self._bridge] if self._bridge is not None else []
-        for mapping in await self._workers.run(self._driver.restore, networks, endpoints):
+        records = list(records)
+        held = [endpoint for container in records for endpoint in container.endpoints.values()]
+        networks = ([self._bridge] if self._bridge is not None else []) + others
+        for mapping in await self._workers.run(self._driver.restore, networks, held):
             log.warning("port %s:%s is bound by another program", mapping.host_ip, mapping.host_port)
+        for container in records:
+            if self.has_dns(container.networks) and container.pid:
+                try:
+                    await self.discovery.ensure(container.id, container.pid)
+                except SystemFailure as error:
+                    log.warning("container %s has no DNS server: %s", container.short_id, error)
 
     @property
     def gateway(self) -> str:
@@ -119,32 +144,69 @@ class Networks:
             raise NotFound(f"network {reference} not found")
         return self._networks[found[0]]
 
+    def look_up(self, reference: str) -> NetworkRecord | None:
+        """``get`` for what may be missing."""
+        try:
+            return self.get(reference)
+        except EngineError:
+            return None
+
     def inspect(self, reference: str) -> Network:
         """One network with the containers in it."""
         return self._describe(self.get(reference), containers=True)
 
+    def _bridge_of(self, record: NetworkRecord) -> BridgeNetwork | None:
+        if record.bridge is None and record.driver == "bridge":
+            return self._bridge
+        return record.bridge
+
+    def has_dns(self, names: Iterable[str]) -> bool:
+        """Whether any of the networks is one in which containers find one another by name."""
+        return any((record := self.look_up(name)) is not None and record.has_dns for name in names)
+
+    def _members(self, record: NetworkRecord) -> list[tuple[ContainerRecord, str]]:
+        """(running container, the name it knows the network by)."""
+        return [
+            (container, name)
+            for container in self.running()
+            if container.state in ALIVE
+            for name, settings in container.networks.items()
+            if settings.network_id == record.id
+        ]
+
     def _describe(self, record: NetworkRecord, *, containers: bool) -> Network:
-        bridge = self._bridge if record.driver == "bridge" else None
+        bridge = self._bridge if record.name == "bridge" else None
         members: dict[str, NetworkContainer] = {}
         if containers:
-            for container in self.running():
-                if container.state in ALIVE and record.name in container.networks:
-                    endpoint = container.endpoints.get(record.name)
-                    members[container.id] = NetworkContainer(
-                        name=container.name,
-                        endpoint_id=endpoint.id if endpoint else _derive(container.id, record.id),
-                        mac_address=endpoint.mac_address if endpoint else "",
-                        ipv4_address=f"{endpoint.ip_address}/{endpoint.prefix_length}" if endpoint else "",
-                    )
+            for container, name in self._members(record):
+                endpoint = container.endpoints.get(name)
+                members[container.id] = NetworkContainer(
+                    name=container.name,
+                    endpoint_id=endpoint.id if endpoint else _derive(container.id, record.id),
+                    mac_address=endpoint.mac_address if endpoint else "",
+                    ipv4_address=f"{endpoint.ip_address}/{endpoint.prefix_length}"
+                    if endpoint and endpoint.ip_address
+                    else "",
+                    ipv6_address=f"{endpoint.ip6_address}/{endpoint.prefix_length6}"
+                    if endpoint and endpoint.ip6_address
+                    else "",
+                )
+        subnets = list(record.subnets) if record.subnets is not None else None
+        if bridge is not None:
+            subnets = [IPAMConfig(subnet=bridge.subnet, gateway=bridge.gateway)]
         return Network(
             name=record.name,
             id=record.id,
             created=format_time(record.created_ns),
+            scope=record.scope,
             driver=record.driver,
-            ipam=IPAM(
-                driver="default",
-                config=[IPAMConfig(subnet=bridge.subnet, gateway=bridge.gateway)] if bridge is not None else None,
-            ),
+            enable_ipv4=record.enable_ipv4,
+            enable_ipv6=record.enable_ipv6,
+            ipam=IPAM(driver=record.ipam_driver, options=record.ipam_options, config=subnets),
+            internal=record.internal,
+            attachable=record.attachable,
+            config_from=ConfigReference(network=record.config_from),
+            config_only=record.config_only,
             containers=members,
             options={
                 "com.docker.network.bridge.default_bridge": "true",
@@ -155,28 +217,134 @@ class Networks:
                 "com.docker.network.driver.mtu": str(bridge.mtu),
             }
             if bridge is not None
-            else {},
+            else record.options,
+            labels=record.labels,
         )
 
+    # ----------------------------------------------------------- make, remove
+
+    async def create(self, request: NetworkCreateRequest) -> NetworkCreateResponse:
+        """Make a network. ``Conflict``: the name is taken; others in Docker's words, see ``network_request``."""
+        check_name(request.name)
+        async with self._changing:
+            if any(record.name == request.name for record in self._networks.values()):
+                raise already_exists(request.name)
+            bridges = [one for record in self._networks.values() if (one := self._bridge_of(record)) is not None]
+            record = await self._workers.run(
+                read,
+                request,
+                network_id=new_id(),
+                created_ns=time.time_ns(),
+                find=self.get,
+                bridges=bridges,
+                taken=lambda: bridge.host_subnets(except_bridge=""),
+                pools=(*ipam.DEFAULT_POOLS, ipam.local_pool(_machine_id())),
+                mtu=lambda: self._config.mtu or bridge.uplink_mtu(),
+                link_exists=bridge.exists,
+            )
+            await self._store.commit(Put("networks", record.id, msgspec.json.encode(record)))
+            if record.bridge is not None:
+                try:
+                    await self._workers.run(self._driver.create_network, record.bridge)
+                except BaseException:
+                    await self._store.commit(Delete("networks", record.id))
+                    raise
+            self._networks[record.id] = record
+        self._publish_network(record, "create")
+        return NetworkCreateResponse(id=record.id)
+
+    def _publish_network(self, record: NetworkRecord, action: str) -> None:
+        self._events.publish("network", action, record.id, {"name": record.name, "type": record.driver})
+
+    async def remove(self, reference: str) -> None:
+        """Remove a network that nobody is in. ``Forbidden`` with Docker's reason otherwise."""
+        async with self._changing:
+            await self._remove(self.get(reference))
+
+    async def _remove(self, record: NetworkRecord) -> None:
+        if record.predefined:
+            raise Forbidden(f"{record.name} is a pre-defined network and cannot be removed")
+        if any(other.config_from == record.name for other in self._networks.values() if record.config_only):
+            raise Forbidden(f'configuration network "{record.name}" is in use')
+        active = [(container, container.endpoints.get(name)) for container, name in self._members(record)]
+        if active:
+            listed = ", ".join(
+                f'name:"{container.name}" id:"{(endpoint.id if endpoint else "")[:12]}"'
+                for container, endpoint in active
+            )
+            # moby daemon/libnetwork/error.go, ActiveEndpointsError
+            raise Forbidden(f"error while removing network: network {record.name} has active endpoints ({listed})")
+        # From here on nobody can join; who was about to, fails.
+        del self._networks[record.id]
+        try:
+            if record.bridge is not None:
+                await self._workers.run(self._driver.delete_network, record.id)
+            await self._store.commit(Delete("networks", record.id))
+        except BaseException:
+            self._networks[record.id] = record
+            raise
+        self._publish_network(record, "destroy")
+
+    async def prune(self, filters: Filters) -> NetworksPruned:
+        """Remove the networks that nobody is in. The predefined ones stay."""
+        filtering.check(filters, PRUNE_FILTERS)
+        until = filtering.until_ns(filters)
+        removed: list[str] = []
+        async with self._changing:
+            for record in list(self._networks.values()):
+                if record.predefined or (until is not None and record.created_ns > until):
+                    continue
+                if not filtering.matches_labels(filters.get("label", ()), record.labels):
+                    continue
+                if filtering.excludes_labels(filters.get("label!", ()), record.labels) or self._members(record):
+                    continue
+                try:
+                    await self._remove(record)
+                except Forbidden as error:
+                    log.info("network %s is not pruned: %s", record.name, error)
+                else:
+                    removed.append(record.name)
+        self._events.publish("network", "prune", "", {"reclaimed": "0"})
+        return NetworksPruned(networks_deleted=removed or None)
+
     # ------------------------------------------------------------- containers
+
+    def name_mode(self, host_config: HostConfig) -> HostConfig:
+        """Another container's network by that container's id, as Docker stores it, whatever it is renamed to."""
+        kind, separator, reference = host_config.network_mode.partition(":")
+        if kind != "container" or not separator:
+            return host_config
+        try:
+            owner = self.find_container(reference)
+        except NotFound:
+            return host_config  # which is found out at the start
+        return msgspec.structs.replace(host_config, network_mode=f"container:{owner.id}")
 
     def check_request(
         self, host_config: HostConfig, networking: NetworkingConfig | None
     ) -> dict[str, EndpointSettings]:
-        """The networks that a new container will join. ``Unsupported``: other networks than the predefined ones."""
+        """The networks that a new container will join, by name; ``InvalidParameter`` in Docker's words."""
         mode = host_config.network_mode
         if mode.startswith("container:"):
             self._check_shared(host_config)
             return {}
-        asked = {
-            ("bridge" if name == "default" else name): settings
-            for name, settings in (networking.endpoints_config if networking else {}).items()
-        }
-        settings = asked.pop(mode, None) or EndpointSettings()
-        if asked:
-            raise Unsupported(f"joining the network {next(iter(asked))} at creation is not supported by this engine")
-        self._check_settings(settings, mode)
-        return {mode: settings}
+        given = networking.endpoints_config if networking is not None else {}
+        joined: dict[str, EndpointSettings] = {}
+        for key, settings in given.items():
+            name = "bridge" if key == "default" else key
+            if settings is None and name != mode:
+                raise InvalidParameter(f"invalid config for network {key}: EndpointsConfig is nil")
+            record = self.look_up(name)
+            settings = settings or EndpointSettings()
+            try:
+                endpoints.check(settings, name, record)
+            except InvalidParameter as error:
+                raise InvalidParameter(f"invalid config for network {key}: {error}") from None
+            joined[record.name if record is not None else name] = endpoints.asked(settings)
+        if not joined:
+            record = self.look_up(mode)
+            joined = {record.name if record is not None else mode: EndpointSettings()}
+        return joined
 
     def _check_shared(self, host_config: HostConfig) -> None:
         """What a container that is in another's network cannot have of its own (docker/cli opts; moby runconfig)."""
@@ -191,26 +359,12 @@ class Networks:
             if given:
                 raise InvalidParameter(f"conflicting options: {what}")
 
-    def _check_settings(self, settings: EndpointSettings, mode: str) -> None:
-        if settings.driver_opts:
-            raise Unsupported("driver options of endpoints are not supported by this engine")
-        if mode in PREDEFINED:
-            invalid = f"invalid config for network {mode}: invalid endpoint settings:\n"
-            if settings.aliases or settings.links:
-                raise InvalidParameter(
-                    f"{invalid}network-scoped alias is supported only for containers in user defined networks"
-                )
-            if settings.ipam_config is not None and (
-                settings.ipam_config.ipv4_address or settings.ipam_config.ipv6_address
-            ):
-                raise InvalidParameter(f"{invalid}user specified IP address is supported on user defined networks only")
-
     def joins(self, record: ContainerRecord, references: Iterable[str]) -> bool:
         """Whether a container is in one of the networks, by name or id."""
         return any(
-            reference == name or (self._id_of(name) or "-").startswith(reference)
+            reference == name or (settings.network_id or self._id_of(name) or "-").startswith(reference)
             for reference in references
-            for name in record.networks
+            for name, settings in record.networks.items()
         )
 
     def _id_of(self, name: str) -> str:
@@ -218,24 +372,10 @@ class Networks:
 
     def settings_of(self, record: ContainerRecord) -> dict[str, EndpointSettings]:
         """A container's networks as inspect shows them: what it asked for, and while it runs what it got."""
-        shown: dict[str, EndpointSettings] = {}
-        for name, settings in record.networks.items():
-            endpoint = record.endpoints.get(name)
-            if record.state in ALIVE:
-                settings = msgspec.structs.replace(settings, endpoint_id=_derive(record.id, self._id_of(name)))
-            if record.started_ns:
-                settings = msgspec.structs.replace(settings, network_id=self._id_of(name))
-            if endpoint is not None and record.state in ALIVE:
-                settings = msgspec.structs.replace(
-                    settings,
-                    endpoint_id=endpoint.id,
-                    gateway=endpoint.gateway,
-                    ip_address=endpoint.ip_address,
-                    ip_prefix_len=endpoint.prefix_length,
-                    mac_address=endpoint.mac_address,
-                )
-            shown[name] = settings
-        return shown
+        return {
+            name: endpoints.shown(record, settings, record.endpoints.get(name), _derive(record.id, settings.network_id))
+            for name, settings in sorted(record.networks.items())
+        }
 
     def sandbox_id(self, record: ContainerRecord) -> str:
         """Docker's name for the network namespace; made from the container's start, so that it changes with it."""
@@ -245,28 +385,36 @@ class Networks:
         """Where the network namespace is, for programs such as nsenter: nothing is mounted, so it is the process's."""
         return f"/proc/{record.pid}/ns/net" if record.pid and record.state in ALIVE else ""
 
-    def prune(self, filters: Filters) -> NetworksPruned:
-        """Remove the networks that nobody is in. The predefined ones stay, and there are no others yet."""
-        filtering.check(filters, PRUNE_FILTERS)
-        filtering.until_ns(filters)
-        self._events.publish("network", "prune", "", {"reclaimed": "0"})
-        return NetworksPruned(networks_deleted=None)
+    def servers(self, record: ContainerRecord) -> list[Server]:
+        """Whom a container's own resolver asks what it does not know itself."""
+        asked = record.host_config.dns or self._config.dns
+        found = asked or files.nameservers(files.host_resolv_conf())
+        return [Server(address=address, on_host=not asked) for address in found]
 
-    async def connect(self, record: ContainerRecord) -> tuple[dict[str, Endpoint], int | None]:
-        """Attach a starting container: (endpoints by network, descriptor of its namespace, which the caller owns).
+    async def connect(self, record: ContainerRecord) -> Joined:
+        """Attach a starting container to all of its networks, or to none.
 
-        No descriptor: the host's namespace. ``NotFound``: the network is gone. Other errors in Docker's words.
+        ``NotFound``: a network is gone. Other errors in Docker's words.
         """
         mode = record.host_config.network_mode
-        if mode == "host":
-            return {}, None
         if mode.startswith("container:"):
-            return {}, self._share(mode.removeprefix("container:"))
-        try:
-            network = self.get(mode)
-        except NotFound as error:
-            raise NotFound(f"failed to set up container networking: {error}") from error
-        return await self._workers.run(self._connect, record, network)
+            return Joined(settings=record.networks, namespace_fd=self._share(mode.removeprefix("container:")))
+        plan: list[tuple[str, NetworkRecord]] = []
+        main = self.look_up(mode)
+        for name in endpoints.attach_order(record.networks, main.name if main is not None else mode):
+            try:
+                plan.append((name, self.get(record.networks[name].network_id or name)))
+            except NotFound as error:
+                raise NotFound(f"failed to set up container networking: {error}") from error
+        settings = {name: endpoints.joined(record, record.networks[name], network) for name, network in plan}
+        if mode == "host":
+            if any(network.driver != "host" for _, network in plan):
+                raise InvalidParameter(
+                    "failed to set up container networking: container sharing network namespace with another "
+                    "container or host cannot be connected to any other network"
+                )
+            return Joined(settings=settings)
+        return await self._connect(record, plan, settings)
 
     def _share(self, reference: str) -> int:
         try:
@@ -274,41 +422,145 @@ class Networks:
         except NotFound as error:
             raise NotFound(f"joining network namespace of container: {error}") from error
         if other.state not in ALIVE:
-            raise Conflict(f"cannot join network of a non running container: {other.id}")
+            raise Conflict(
+                f"cannot join network namespace of a non running container: container {other.name} is {other.state}"
+            )
         return os.open(f"/proc/{other.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
-    def _connect(self, record: ContainerRecord, network: NetworkRecord) -> tuple[dict[str, Endpoint], int]:
-        namespace_fd = netns.create()
-        try:
-            if network.driver == "null":
-                return {}, namespace_fd
-            request = ConnectRequest(
-                endpoint_id=new_endpoint_id(),
-                network_id=network.id,
-                container_id=record.id,
-                container_name=record.name,
-                mac_address=record.config.mac_address or record.networks[network.name].mac_address,
-                ports=port_requests(record),
+    async def _connect(
+        self, record: ContainerRecord, plan: list[tuple[str, NetworkRecord]], settings: dict[str, EndpointSettings]
+    ) -> Joined:
+        requests = self._requests(record, [(name, network, settings[name]) for name, network in plan])
+        wants_dns = any(network.has_dns for _, network in plan)
+        namespace_fd, connected, sockets = await self._workers.run(self._attach, requests, wants_dns)
+        if sockets is not None:
+            try:
+                self.discovery.serve(record.id, sockets, os.dup(namespace_fd))
+            except BaseException:
+                sockets.close()
+                os.close(namespace_fd)
+                raise
+        return Joined(settings=settings, endpoints=connected, namespace_fd=namespace_fd)
+
+    def _requests(
+        self, record: ContainerRecord, plan: list[tuple[str, NetworkRecord, EndpointSettings]]
+    ) -> dict[str, ConnectRequest]:
+        """What to ask of the driver, by network name; nothing of ``none``."""
+        bridges = {name: bridge for name, network, _ in plan if (bridge := self._bridge_of(network)) is not None}
+        gateways = endpoints.elect_gateways(
+            (name, settings.gw_priority, endpoints.ways_out(bridges[name]))
+            for name, _, settings in plan
+            if name in bridges
+        )
+        publishing = gateways.get(4) or gateways.get(6)
+        requests: dict[str, ConnectRequest] = {}
+        main = self.look_up(record.host_config.network_mode)
+        for name, network, settings in plan:
+            if network.driver != "bridge":
+                continue
+            bridge = bridges.get(name)
+            if bridge is None:
+                raise NotFound(f"failed to set up container networking: network {network.name} not found")
+            taken = [request.interface for request in requests.values()]
+            mac = settings.mac_address
+            if not mac and main is not None and main.id == network.id:
+                mac = record.config.mac_address
+            requests[name] = endpoints.connect_request(
+                record,
+                settings,
+                bridge,
+                taken=taken,
+                mac_address=mac,
+                default_route=tuple(version for version, elected in gateways.items() if elected == name),
+                publish=name == publishing,
             )
-            endpoint = self._driver.connect(request, namespace_fd)
-        except EngineError as error:
+        return requests
+
+    def _attach(
+        self, requests: dict[str, ConnectRequest], wants_dns: bool
+    ) -> tuple[int, dict[str, Endpoint], Sockets | None]:
+        namespace_fd = netns.create()
+        connected: dict[str, Endpoint] = {}
+        try:
+            for name, request in requests.items():
+                connected[name] = self._driver.connect(request, namespace_fd)
+            return namespace_fd, connected, open_sockets(namespace_fd) if wants_dns else None
+        except BaseException as error:
             os.close(namespace_fd)
-            raise type(error)(f"failed to set up container networking: {error}") from error
-        except BaseException:
-            os.close(namespace_fd)
+            for endpoint in connected.values():
+                self._driver.disconnect(endpoint)
+            if isinstance(error, EngineError):
+                raise reword(error, f"failed to set up container networking: {error}") from error
             raise
-        return {network.name: endpoint}, namespace_fd
+
+    async def join(
+        self, record: ContainerRecord, settings: EndpointSettings, network: NetworkRecord, namespace_fd: int
+    ) -> Endpoint:
+        """Attach a running container to one more bridge network."""
+        bridge = self._bridge_of(network)
+        if bridge is None:
+            raise NotFound(f"network {network.name} not found")
+        request = endpoints.connect_request(
+            record,
+            settings,
+            bridge,
+            taken=[endpoint.interface for endpoint in record.endpoints.values()],
+            mac_address=settings.mac_address,
+            default_route=(),
+            publish=False,
+        )
+        return await self._workers.run(self._driver.connect, request, namespace_fd)
+
+    async def reroute(self, record: ContainerRecord, namespace_fd: int) -> dict[str, Endpoint]:
+        """Have a running container's default routes, and its published ports, follow the networks it is in now.
+
+        Its endpoints, with the ports where they are then.
+        """
+        gateways = endpoints.elect_gateways(
+            (
+                name,
+                record.networks[name].gw_priority,
+                [version for version, text in ((4, endpoint.gateway), (6, endpoint.gateway6)) if text],
+            )
+            for name, endpoint in record.endpoints.items()
+        )
+        publishing = gateways.get(4) or gateways.get(6)
+        return await self._workers.run(self._reroute, record, gateways, publishing, namespace_fd)
+
+    def _reroute(
+        self, record: ContainerRecord, gateways: dict[int, str], publishing: str | None, namespace_fd: int
+    ) -> dict[str, Endpoint]:
+        found = dict(record.endpoints)
+        through = [
+            (found[name].interface, ipaddress.ip_address(found[name].gateway if version == 4 else found[name].gateway6))
+            for version, name in gateways.items()
+        ]
+        bridge.route(namespace_fd, through)
+        requests = endpoints.port_requests(record)
+        if requests and publishing is not None and not found[publishing].ports:
+            for name, endpoint in found.items():
+                if endpoint.ports:
+                    self._driver.unpublish(endpoint)
+                    found[name] = replace(endpoint, ports=())
+            found[publishing] = self._driver.publish(found[publishing], requests, record.name)
+        return found
+
+    def publish(self, record: ContainerRecord, network: NetworkRecord, action: str) -> None:
+        """Publish that a container has joined or left a network (``connect``, ``disconnect``)."""
+        self._events.publish(
+            "network", action, network.id, {"container": record.id, "name": network.name, "type": network.driver}
+        )
 
     def publish_connected(self, record: ContainerRecord) -> None:
         """Publish the connect events of a container that has started."""
         self._publish(record, "connect")
 
     def _publish(self, record: ContainerRecord, action: str) -> None:
-        for name in record.networks:
-            network = self.get(name)
-            self._events.publish(
-                "network", action, network.id, {"container": record.id, "name": name, "type": network.driver}
-            )
+        main = self.look_up(record.host_config.network_mode)
+        for name in endpoints.attach_order(record.networks, main.name if main is not None else ""):
+            network = self.look_up(record.networks[name].network_id or name)
+            if network is not None:
+                self.publish(record, network, action)
 
     def publish_disconnected(self, record: ContainerRecord) -> None:
         """Publish the disconnect events of a container that has ended, or has failed to start."""
@@ -321,6 +573,7 @@ class Networks:
 
     def release_later(self, record: ContainerRecord) -> None:
         """``disconnect_later`` for a container that no one has been told of."""
+        self.discovery.close(record.id)
         for endpoint in record.endpoints.values():
             tasks.detach(self.disconnect(endpoint), name=f"disconnect {record.id[:12]}")
 
@@ -357,44 +610,33 @@ class Networks:
             if filtering.matches_any(filters.get("name", ()), record.name)
             and (not filters.get("id") or any(record.id.startswith(text) for text in filters["id"]))
             and (not filters.get("driver") or record.driver in filters["driver"])
-            and (not filters.get("scope") or "local" in filters["scope"])
-            and (not kinds or "builtin" in kinds)
-            and not filters.get("label")
-            and not dangling
+            and (not filters.get("scope") or record.scope in filters["scope"])
+            and (not kinds or ("builtin" if record.predefined else "custom") in kinds)
+            and filtering.matches_labels(filters.get("label", ()), record.labels)
+            and not filtering.excludes_labels(filters.get("label!", ()), record.labels)
+            and (dangling is None or dangling is not record.predefined)
         ]
         return [self._describe(record, containers=False) for record in sorted(chosen, key=lambda r: -r.created_ns)]
 
 
-def _is_dangling(filters: Filters) -> bool:
+def _is_dangling(filters: Filters) -> bool | None:
     values = filters.get("dangling", ())
     if any(value not in ("true", "1", "false", "0") for value in values) or len(values) > 1:
         raise InvalidParameter("""invalid value for filter 'dangling', must be "true" (or "1"), or "false" (or "0")""")
-    return bool(values) and values[0] in ("true", "1")
+    return values[0] in ("true", "1") if values else None
 
 
-def port_requests(record: ContainerRecord) -> tuple[PortRequest, ...]:
-    """What is to be published."""
-    requests: list[PortRequest] = []
-    bound = record.host_config.port_bindings or {}
-    for key, bindings in bound.items():
-        numbers, _, protocol = key.partition("/")
-        for binding in bindings or ():
-            first, _, last = binding.host_port.partition("-")
-            requests.append(
-                PortRequest(
-                    container_port=int(numbers.partition("-")[0]),
-                    protocol=protocol or "tcp",
-                    host_ip=binding.host_ip,
-                    host_first=int(first or 0),
-                    host_last=int(last or first or 0),
-                )
-            )
-    if record.host_config.publish_all_ports:
-        for key in record.config.exposed_ports or {}:
-            if not bound.get(key):
-                number, _, protocol = key.partition("/")
-                requests.append(PortRequest(container_port=int(number), protocol=protocol or "tcp"))
-    return tuple(requests)
+def _subnets(networks: Iterable[BridgeNetwork]) -> list[IPNetwork]:
+    return [ipaddress.ip_network(text) for one in networks for text in (one.subnet, one.subnet6) if text]
+
+
+def _machine_id() -> str:
+    for path in ("/etc/machine-id", "/proc/sys/kernel/random/boot_id"):
+        try:
+            return Path(path).read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            continue
+    return os.uname().nodename
 
 
 def _no_container(reference: str) -> ContainerRecord:

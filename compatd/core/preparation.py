@@ -15,7 +15,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ import msgspec
 
 from compatd import tasks
 from compatd.config import Config
+from compatd.core import endpoints
 from compatd.core.container import ContainerRecord, MountPoint, PendingAttach, PendingWait
 from compatd.core.inspection import ContainerPaths, directory_paths
 from compatd.core.logs import open_log
@@ -49,6 +50,7 @@ from compatd.shim.failures import Failed
 from compatd.shim.spec import Attach, Exec, Launch, Wait
 from compatd.tasks import Workers
 from compatd.wire.types.containers import ExecCreateRequest, HostConfig, TopResponse
+from compatd.wire.types.networks import EndpointSettings
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ log = logging.getLogger(__name__)
 class Prepared:
     """What a start has acquired. ``netns_fd`` and ``log_connection`` are owned until ``release``."""
 
+    networks: dict[str, EndpointSettings]
     endpoints: dict[str, Endpoint] = field(default_factory=dict[str, Endpoint])
     lowers: Sequence[str] = ()
     netns_fd: int | None = None
@@ -127,9 +130,10 @@ class Preparation:
 
     async def prepare(self, record: ContainerRecord, undo: AsyncExitStack) -> Prepared:
         """Make everything ready for the shim; each acquisition is undone by ``undo`` unless the start succeeds."""
-        prepared = Prepared()
-        prepared.endpoints, prepared.netns_fd = await self._networks.connect(record)
+        joined = await self._networks.connect(record)
+        prepared = Prepared(networks=joined.settings, endpoints=joined.endpoints, netns_fd=joined.namespace_fd)
         undo.callback(prepared.release)
+        undo.callback(self._networks.discovery.close, record.id)
         for endpoint in prepared.endpoints.values():
             undo.push_async_callback(self._networks.disconnect, endpoint)
         prepared.extra_hosts = resolve_extra_hosts(record.host_config.extra_hosts or (), self._gateways())
@@ -155,17 +159,10 @@ class Preparation:
         return lowers
 
     def _write_files(self, record: ContainerRecord, paths: ContainerPaths, prepared: Prepared) -> None:
-        config, host_config = record.config, record.host_config
-        on_host = host_config.network_mode == "host"
-        dns = DnsConfig(
-            nameservers=host_config.dns or self._config.dns,
-            search=host_config.dns_search or self._config.dns_search,
-            options=host_config.dns_options or self._config.dns_opts,
-        )
-        resolver = files.resolv_conf(files.host_resolv_conf(host_network=on_host), dns, host_network=on_host)
-        address = next((endpoint.ip_address for endpoint in prepared.endpoints.values()), "")
+        config = record.config
+        on_host = record.host_config.network_mode == "host"
         hosts = files.hosts(
-            address=address,
+            addresses=endpoints.addresses(prepared.endpoints),
             hostname=config.hostname,
             domainname=config.domainname,
             extra=prepared.extra_hosts,
@@ -173,13 +170,43 @@ class Preparation:
         if on_host:
             hosts = _host_file("/etc/hosts") + "".join(f"{ip}\t{name}\n" for name, ip in prepared.extra_hosts)
         for path, text in (
-            (paths.resolv_conf, resolver),
+            (paths.resolv_conf, self._resolv_conf(record, on_host, self._networks.has_dns(prepared.networks))),
             (paths.hosts, hosts),
             (paths.hostname, files.hostname(config.hostname)),
         ):
             with open(path, "w", encoding="utf-8") as file:
                 file.write(text)
             os.chmod(path, 0o644)
+
+    def _resolv_conf(self, record: ContainerRecord, on_host: bool, own_resolver: bool) -> str:
+        host_config = record.host_config
+        dns = DnsConfig(
+            nameservers=host_config.dns or self._config.dns,
+            search=host_config.dns_search or self._config.dns_search,
+            options=host_config.dns_options or self._config.dns_opts,
+        )
+        host = files.host_resolv_conf(host_network=on_host)
+        return files.resolv_conf(host, dns, host_network=on_host, own_resolver=own_resolver)
+
+    def update_files(self, record: ContainerRecord, before: ContainerRecord) -> None:
+        """Have a running container's hosts file and resolver follow the networks it is in; what it has written into
+        the files itself stays. Blocks."""
+        paths = self.paths(record.id)
+        _rewrite(paths.hosts, lambda text: self._change_hosts(text, record, before))
+        if self._networks.has_dns(record.networks) and not self._networks.has_dns(before.networks):
+            resolver = self._resolv_conf(record, False, True)
+            _rewrite(paths.resolv_conf, lambda text: resolver if files.is_generated(text) else text)
+
+    def _change_hosts(self, text: str, record: ContainerRecord, before: ContainerRecord) -> str:
+        old, new = endpoints.addresses(before.endpoints), endpoints.addresses(record.endpoints)
+        config = record.config
+        return files.change_hosts(
+            text,
+            removed=[address for address in old if address not in new],
+            added=[address for address in new if address not in old],
+            hostname=config.hostname,
+            domainname=config.domainname,
+        )
 
     def _gateways(self) -> list[str]:
         if self._config.host_gateway_ips:
@@ -423,3 +450,14 @@ def _host_file(path: str) -> str:
         return Path(path).read_text(errors="replace")
     except OSError:
         return ""
+
+
+def _rewrite(path: str, change: Callable[[str], str]) -> None:
+    """Change a file in place: the container has this very file mounted."""
+    with contextlib.suppress(FileNotFoundError), open(path, "r+", encoding="utf-8", errors="replace") as file:
+        text = file.read(files.LIMIT_BYTES)
+        changed = change(text)
+        if changed != text:
+            file.seek(0)
+            file.truncate()
+            file.write(changed)

@@ -113,7 +113,12 @@ class Supervisor:
             async with AsyncExitStack() as undo:
                 prepared = await self._preparation.prepare(record, undo)
                 starting = msgspec.structs.replace(
-                    record, endpoints=prepared.endpoints, exit_code=0, error="", oom_killed=False
+                    record,
+                    networks=prepared.networks,
+                    endpoints=prepared.endpoints,
+                    exit_code=0,
+                    error="",
+                    oom_killed=False,
                 )
                 await self.commit(container, starting)
                 launch, fds = self._preparation.build(starting, prepared, attaches, waits)
@@ -128,7 +133,8 @@ class Supervisor:
             await self.commit(container, failed)
             if isinstance(error, StartFailed):
                 self._publish_mounts(record)
-                self._networks.publish_disconnected(record)
+            self._networks.publish_disconnected(record)
+            if isinstance(error, StartFailed):
                 self._publish_unmounts(record)
             container.waits += [pending for pending in waits if pending.condition == "removed"]
             waits = [pending for pending in waits if pending.condition != "removed"]

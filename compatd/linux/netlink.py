@@ -8,6 +8,7 @@ alive. Calls block only as long as the kernel works on the request; no other pro
 Sources: netlink(7), rtnetlink(7), include/uapi/linux/{netlink,rtnetlink,if_link,if_addr,veth,if_bridge}.h.
 """
 
+import errno
 import ipaddress
 import os
 import socket
@@ -43,7 +44,7 @@ _NLMSGERR_ATTR_MSG = 1
 # include/uapi/linux/rtnetlink.h
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_SETLINK = 16, 17, 18, 19
 _RTM_NEWADDR, _RTM_GETADDR = 20, 22
-_RTM_NEWROUTE, _RTM_GETROUTE = 24, 26
+_RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 24, 25, 26
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _RT_TABLE_MAIN, _RTPROT_BOOT, _RT_SCOPE_UNIVERSE, _RTN_UNICAST = 254, 3, 0, 1
 # include/uapi/linux/if_link.h
@@ -281,7 +282,8 @@ class Counters:
 class Link:
     """A network interface. ``master``: index of the bridge it is a port of, 0 if none; ``kind``: its driver's name.
 
-    ``operational``: packets can leave by it; ``forwarding``: as a bridge's port it passes them on.
+    ``operational``: packets can leave by it; ``forwarding``: as a bridge's port it passes them on; ``isolated``: but
+    not to other isolated ports.
     """
 
     index: int
@@ -289,6 +291,7 @@ class Link:
     up: bool
     operational: bool
     forwarding: bool
+    isolated: bool
     mtu: int
     mac: str
     master: int
@@ -338,22 +341,24 @@ class RouteSocket(Netlink):
         return found
 
     def routes(self) -> list[Route]:
-        """The IPv4 unicast routes of the main table."""
-        header = _RTMSG.pack(socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)
+        """The unicast routes of the main table, of both families."""
         found: list[Route] = []
-        for answer in self.query(Message(_RTM_GETROUTE, NLM_F_DUMP, header)):
-            family, prefix, _, _, table, _, _, kind, _ = _RTMSG.unpack_from(answer)
-            if table != _RT_TABLE_MAIN or kind != _RTN_UNICAST or family != socket.AF_INET:
-                continue
-            attributes = parse_attributes(answer[_RTMSG.size :])
-            gateway = attributes.get(_RTA_GATEWAY)
-            found.append(
-                Route(
-                    destination=ipaddress.IPv4Network((attributes.get(_RTA_DST, bytes(4)), prefix)),
-                    gateway=ipaddress.IPv4Address(gateway) if gateway is not None else None,
-                    link_index=struct.unpack("=I", attributes.get(_RTA_OIF, bytes(4)))[0],
+        for wanted in (socket.AF_INET, socket.AF_INET6):
+            header = _RTMSG.pack(wanted, 0, 0, 0, 0, 0, 0, 0, 0)
+            for answer in self.query(Message(_RTM_GETROUTE, NLM_F_DUMP, header)):
+                family, prefix, _, _, table, _, _, kind, _ = _RTMSG.unpack_from(answer)
+                if table != _RT_TABLE_MAIN or kind != _RTN_UNICAST or family != wanted:
+                    continue
+                attributes = parse_attributes(answer[_RTMSG.size :])
+                gateway = attributes.get(_RTA_GATEWAY)
+                destination = attributes.get(_RTA_DST, bytes(4 if family == socket.AF_INET else 16))
+                found.append(
+                    Route(
+                        destination=ipaddress.ip_network((destination, prefix)),
+                        gateway=ipaddress.ip_address(gateway) if gateway is not None else None,
+                        link_index=struct.unpack("=I", attributes.get(_RTA_OIF, bytes(4)))[0],
+                    )
                 )
-            )
         return found
 
     def add_bridge(self, name: str, *, mtu: int, mac: str) -> None:
@@ -420,12 +425,25 @@ class RouteSocket(Netlink):
         """Give a link an address. ``FileExistsError`` if it has it."""
         self.execute([_address(index, address)])
 
-    def configure(self, index: int, address: Interface, gateway: Address | None) -> None:
-        """Address, up, default route through ``gateway``, as one send."""
-        messages = [_address(index, address), _up(index)]
-        if gateway is not None:
-            messages.append(_default_route(index, gateway))
+    def configure(self, index: int, addresses: Sequence[Interface], gateways: Sequence[Address]) -> None:
+        """Addresses, up, default routes through ``gateways`` (one of a family at most), as one send."""
+        messages = [_address(index, address) for address in addresses] + [_up(index)]
+        messages += [_default_route(index, gateway) for gateway in gateways]
         self.execute(messages)
+
+    def replace_default_route(self, index: int, gateway: Address) -> None:
+        """Have the default route of the gateway's family lead there, wherever it led before."""
+        self.execute([_default_route(index, gateway, NLM_F_REPLACE)])
+
+    def delete_default_route(self, version: int) -> None:
+        """Have no default route of IP ``version`` 4 or 6."""
+        family = socket.AF_INET if version == 4 else socket.AF_INET6
+        header = _RTMSG.pack(family, 0, 0, 0, _RT_TABLE_MAIN, 0, 0, 0, 0)
+        try:
+            self.execute([Message(_RTM_DELROUTE, 0, header)])
+        except OSError as error:
+            if error.errno not in (errno.ESRCH, errno.ENOENT):
+                raise
 
     def delete_link(self, index: int) -> None:
         """Remove a link; of a veth pair both ends. ``OSError`` ENODEV if it has gone."""
@@ -461,10 +479,10 @@ def _address(index: int, address: Interface) -> Message:
     return Message(_RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, b"".join(body))
 
 
-def _default_route(index: int, gateway: Address) -> Message:
+def _default_route(index: int, gateway: Address, flags: int = NLM_F_EXCL) -> Message:
     header = _RTMSG.pack(_family(gateway), 0, 0, 0, _RT_TABLE_MAIN, _RTPROT_BOOT, _RT_SCOPE_UNIVERSE, _RTN_UNICAST, 0)
     body = header + attribute(_RTA_GATEWAY, gateway.packed) + u32(_RTA_OIF, index)
-    return Message(_RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, body)
+    return Message(_RTM_NEWROUTE, NLM_F_CREATE | flags, body)
 
 
 def _link(answer: bytes) -> Link:
@@ -480,6 +498,7 @@ def _link(answer: bytes) -> Link:
         up=bool(flags & IFF_UP),
         operational=attributes.get(_IFLA_OPERSTATE) == b"\6",  # IF_OPER_UP
         forwarding=port.get(_IFLA_BRPORT_STATE) == b"\3",  # BR_STATE_FORWARDING
+        isolated=port.get(_IFLA_BRPORT_ISOLATED) == b"\1",
         mtu=_number(attributes, _IFLA_MTU),
         mac=attributes.get(_IFLA_ADDRESS, b"").hex(":"),
         master=_number(attributes, _IFLA_MASTER),

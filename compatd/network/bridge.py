@@ -10,11 +10,11 @@ import errno
 import ipaddress
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from compatd.errors import SystemFailure
-from compatd.linux.netlink import IFNAMSIZ, Address, Counters, Interface, RouteSocket
+from compatd.linux.netlink import IFNAMSIZ, Address, Counters, Interface, IPNetwork, RouteSocket
 from compatd.network import ipam, netns
 
 _PREFIX = "veth"
@@ -27,30 +27,49 @@ def veth_name(endpoint_id: str) -> str:
     return _PREFIX + endpoint_id[: IFNAMSIZ - 1 - len(_PREFIX)]
 
 
-def ensure(name: str, gateway: Interface, *, mtu: int) -> None:
-    """Make or correct the bridge: up, with the gateway's address, the machine forwarding. ``SystemFailure`` if not."""
+def exists(name: str) -> bool:
+    """Whether there is an interface of this name."""
+    with RouteSocket() as route:
+        return route.link(name) is not None
+
+
+def ensure(name: str, addresses: Sequence[Interface], *, mtu: int) -> None:
+    """Make or correct the bridge: up, with these addresses, the machine forwarding. ``SystemFailure`` if not."""
     try:
         with RouteSocket() as route:
             link = route.link(name)
             if link is None:
                 # With a MAC address of its own it does not change to that of each new lowest port.
-                route.add_bridge(name, mtu=mtu, mac=ipam.derive_mac(gateway.ip))
+                mac = ipam.derive_mac(addresses[0].ip) if addresses else ipam.random_mac()
+                route.add_bridge(name, mtu=mtu, mac=mac)
                 link = route.link(name)
             if link is None or link.kind != "bridge":
                 raise SystemFailure(f"interface {name} exists and is not a bridge")
             if link.mtu != mtu:
                 route.set_mtu(link.index, mtu)
+            with contextlib.suppress(OSError):
+                (_SYSCTL / f"ipv6/conf/{name}/accept_ra").write_text("0")
+            if any(address.version == 6 for address in addresses):
+                _require(f"ipv6/conf/{name}/disable_ipv6", "0", "the bridge could not have an IPv6 address")
             if not link.up:
                 route.set_up(link.index)
-            if (link.index, gateway) not in route.addresses():
-                route.add_address(link.index, gateway)
+            has = route.addresses()
+            for address in addresses:
+                if (link.index, address) not in has:
+                    route.add_address(link.index, address)
     except OSError as error:
-        raise SystemFailure(f"failed to set up bridge {name}: {error.strerror}") from error
+        raise SystemFailure(_lowered(error)) from error
     _require("ipv4/ip_forward", "1", "containers could not reach the outside")
     # Answers to what came from 127.0.0.1 come back through the bridge; nat refuses such addresses from containers.
     _require(f"ipv4/conf/{name}/route_localnet", "1", "published ports could not be reached by 127.0.0.1")
-    with contextlib.suppress(OSError):
-        (_SYSCTL / f"ipv6/conf/{name}/accept_ra").write_text("0")
+    if any(address.version == 6 for address in addresses):
+        _require("ipv6/conf/all/forwarding", "1", "containers could not reach the outside by IPv6")
+
+
+def _lowered(error: OSError) -> str:
+    # As Go words it, and so Docker: clients see the kernel's reason alone.
+    text = error.strerror or str(error)
+    return text[:1].lower() + text[1:]
 
 
 def remove(name: str) -> None:
@@ -67,14 +86,17 @@ def attach(
     endpoint_id: str,
     bridge: str,
     interface: str,
-    address: Interface,
+    addresses: Sequence[Interface],
     mac: str,
-    gateway: Address | None,
+    gateways: Sequence[Address],
     mtu: int,
     published: bool = False,
     isolated: bool = False,
+    sysctls: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Give a namespace an interface on the bridge, with address and default route (none if ``gateway`` is None).
+    """Give a namespace an interface on the bridge, with addresses, and default routes through ``gateways``.
+
+    ``sysctls``: (name below net, value) pairs for the interface, such as ipv4/conf/eth0/log_martians.
 
     ``published``: it has ports on the host. ``isolated``: it shall not reach others on the bridge that are so too.
     When it returns, packets flow. ``SystemFailure`` otherwise, and nothing is left. 2 ms.
@@ -93,19 +115,21 @@ def attach(
                     # Where br_netfilter is loaded, the bridge itself turns a container's packets to its own
                     # published port around, and only a port in hairpin mode takes them back.
                     route.set_port(ours.index, hairpin=published, isolated=isolated)
-                netns.run(namespace_fd, lambda: _configure(interface, address, gateway))
+                netns.run(namespace_fd, lambda: _configure(interface, addresses, gateways, sysctls))
                 _await_forwarding(route, name, bridge)
             except BaseException:
                 if (ours := route.link(name)) is not None:
                     _delete(route, ours.index)
                 raise
     except OSError as error:
-        raise SystemFailure(f"failed to connect to bridge {bridge}: {error.strerror}") from error
+        raise SystemFailure(f"failed to add interface {name} to sandbox: {_lowered(error)}") from error
 
 
-def _configure(interface: str, address: Interface, gateway: Address | None) -> None:
-    """Inside the namespace: only the families that the network has, address, up, route."""
-    if address.version == 4:
+def _configure(
+    interface: str, addresses: Sequence[Interface], gateways: Sequence[Address], sysctls: Sequence[tuple[str, str]]
+) -> None:
+    """Inside the namespace: only the families that the network has, addresses, up, routes."""
+    if all(address.version == 4 for address in addresses):
         # Else the kernel gives it a link-local address, and a neighbour's router advertisement could give it more.
         with contextlib.suppress(OSError):
             (_SYSCTL / f"ipv6/conf/{interface}/disable_ipv6").write_text("1")
@@ -116,7 +140,28 @@ def _configure(interface: str, address: Interface, gateway: Address | None) -> N
         link = route.link(interface)
         if link is None:
             raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
-        route.configure(link.index, address, gateway)
+        for name, value in sysctls:
+            (_SYSCTL / name).write_text(value)
+        route.configure(link.index, addresses, gateways)
+
+
+def route(namespace_fd: int, gateways: Sequence[tuple[str, Address]]) -> None:
+    """Have a namespace's default routes lead through ``gateways``, (interface, address) pairs, one of a family; a
+    family without one has no default route any more."""
+
+    def change() -> None:
+        with RouteSocket() as socket:
+            for version in {4, 6} - {address.version for _, address in gateways}:
+                socket.delete_default_route(version)
+            for interface, address in gateways:
+                link = socket.link(interface)
+                if link is not None:
+                    socket.replace_default_route(link.index, address)
+
+    try:
+        netns.run(namespace_fd, change)
+    except OSError as error:
+        raise SystemFailure(f"failed to set the default route: {_lowered(error)}") from error
 
 
 def _await_forwarding(route: RouteSocket, port: str, bridge: str) -> None:
@@ -129,6 +174,14 @@ def _await_forwarding(route: RouteSocket, port: str, bridge: str) -> None:
         if ours is None or master is None or (ours.forwarding and master.operational):
             return
         time.sleep(0.0002)
+
+
+def hairpin(endpoint_id: str) -> None:
+    """Let an endpoint get back what it sent to its own published ports; see ``attach``."""
+    with RouteSocket() as route:
+        link = route.link(veth_name(endpoint_id))
+        if link is not None:
+            route.set_port(link.index, hairpin=True, isolated=link.isolated)
 
 
 def detach(endpoint_id: str) -> None:
@@ -186,17 +239,15 @@ def bridge_address(name: str) -> ipaddress.IPv4Interface | None:
     return None
 
 
-def host_subnets(*, except_bridge: str) -> list[ipaddress.IPv4Network]:
-    """What this machine's routes lead to, the default route aside."""
+def host_subnets(*, except_bridge: str) -> list[IPNetwork]:
+    """What this machine's routes lead to, the default routes and link-local ones aside."""
     with RouteSocket() as route:
-        link = route.link(except_bridge)
+        link = route.link(except_bridge) if except_bridge else None
         index = link.index if link is not None else -1
         return [
             item.destination
             for item in route.routes()
-            if item.link_index != index
-            and isinstance(item.destination, ipaddress.IPv4Network)
-            and item.destination.prefixlen > 0
+            if item.link_index != index and item.destination.prefixlen > 0 and not item.destination.is_link_local
         ]
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
-from compatd.errors import InvalidParameter, NotFound, SystemFailure, Unsupported
+from compatd.errors import InvalidParameter, NotFound, SystemFailure
 from compatd.linux.netlink import Address, Counters, IPNetwork
 from compatd.network import bridge, ipam, nat
 from compatd.network.ports import PortMapping, PortRequest, PortReservations
@@ -29,38 +29,60 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
     """A bridge network. ``subnet`` like 172.17.0.0/16, ``gateway`` like 172.17.0.1; ``ip_range``: the part of the
-    subnet that addresses are taken from, empty for all of it."""
+    subnet that addresses are taken from, empty for all of it; the same with a 6 for IPv6. No subnet: not that family.
+
+    ``reserved``: addresses that no container gets. ``host_ip``: where ports are published unless a request says
+    otherwise. ``mode``: nat, nat-unprotected, routed or isolated, Docker's gateway modes. ``made``: the bridge is
+    ours to remove. ``addressed``: the bridge itself has the gateway's address.
+    """
 
     id: str
     name: str
     bridge: str
-    subnet: str
-    gateway: str
     mtu: int
+    subnet: str = ""
+    gateway: str = ""
     ip_range: str = ""
+    subnet6: str = ""
+    gateway6: str = ""
+    ip_range6: str = ""
+    reserved: tuple[str, ...] = ()
     icc: bool = True
     masquerade: bool = True
+    masquerade6: bool = True
     internal: bool = False
+    mode: str = "nat"
+    mode6: str = "nat"
+    host_ip: str = ""
+    prefix: str = "eth"
+    made: bool = True
+    addressed: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectRequest:
-    """One container's wish to be on one network. ``endpoint_id``: 64 hex digits, see ``new_endpoint_id``."""
+    """One container's wish to be on one network. ``endpoint_id``: 64 hex digits, see ``new_endpoint_id``.
+
+    ``default_route``: for each family that the network has, whether the container's way out is here (4, 6).
+    """
 
     endpoint_id: str
     network_id: str
     container_id: str
     container_name: str
     ip_address: str = ""
+    ip6_address: str = ""
+    link_local: tuple[str, ...] = ()
     mac_address: str = ""
     interface: str = "eth0"
-    default_route: bool = True
+    default_route: tuple[int, ...] = (4, 6)
     ports: tuple[PortRequest, ...] = ()
+    sysctls: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """A container's place on a network, as it is."""
+    """A container's place on a network, as it is. Families that it has not are empty."""
 
     id: str
     network_id: str
@@ -71,6 +93,9 @@ class Endpoint:
     gateway: str
     mac_address: str
     ports: tuple[PortMapping, ...] = ()
+    ip6_address: str = ""
+    prefix_length6: int = 0
+    gateway6: str = ""
 
 
 def new_endpoint_id() -> str:
@@ -89,11 +114,13 @@ def default_network(
     icc: bool = True,
     masquerade: bool = True,
     pools: Sequence[ipam.AddressPool] = ipam.DEFAULT_POOLS,
+    taken: Sequence[IPNetwork] = (),
 ) -> Network:
     """The network that containers are on by default: as configured, else as the bridge is now, else on the first
     free subnet of ``pools``. Looks at the current network namespace, changes nothing.
 
-    ``mtu`` 0: that of the machine's way out. ``InvalidParameter``: ``bip`` or ``fixed_cidr`` make no sense.
+    ``taken``: subnets of other networks, whose bridges may not be there now. ``mtu`` 0: that of the machine's way
+    out. ``InvalidParameter``: ``bip`` or ``fixed_cidr`` make no sense.
     """
     if bip:
         try:
@@ -107,7 +134,7 @@ def default_network(
         if existing is not None:
             gateway = existing
         else:
-            subnet = ipam.choose_subnet(bridge.host_subnets(except_bridge=bridge_name), pools)
+            subnet = ipam.choose_subnet([*bridge.host_subnets(except_bridge=bridge_name), *taken], pools)
             gateway = ipaddress.IPv4Interface(f"{ipam.first_address(subnet)}/{subnet.prefixlen}")
     if fixed_cidr:
         try:
@@ -130,14 +157,22 @@ def default_network(
 
 
 @dataclass(slots=True, kw_only=True)
-class _State:
-    """A network with what is on it."""
+class _Pool:
+    """The addresses of one family of a network."""
 
-    network: Network
     subnet: IPNetwork
     gateway: Address
+    within: IPNetwork | None
+    used: set[Address]
+
+
+@dataclass(slots=True, kw_only=True)
+class _State:
+    """A network with what is on it. ``pools`` by IP version."""
+
+    network: Network
+    pools: dict[int, _Pool]
     endpoints: dict[str, Endpoint] = field(default_factory=dict[str, Endpoint])
-    used: set[Address] = field(default_factory=set[Address])
 
 
 class BridgeDriver:
@@ -159,15 +194,20 @@ class BridgeDriver:
         lost: list[PortMapping] = []
         with self._lock:
             for network in networks:
-                self._networks[network.id] = _prepare(network)
+                try:
+                    self._networks[network.id] = _prepare(network)
+                except SystemFailure as error:  # what its bridge needs has gone; the others do not suffer for it
+                    log.error("network %s could not be restored: %s", network.name, error)
             for endpoint in endpoints:
                 state = self._networks.get(endpoint.network_id)
                 if state is None:
                     log.warning("endpoint %s is on unknown network %s", endpoint.id[:12], endpoint.network_id[:12])
                     continue
                 state.endpoints[endpoint.id] = endpoint
-                state.used.add(ipaddress.ip_address(endpoint.ip_address))
-                lost += self._ports.adopt(endpoint.ports)
+                for address in _addresses(endpoint):
+                    if address.version in state.pools:
+                        state.pools[address.version].used.add(address)
+                lost += self._ports.adopt(mapping for mapping in endpoint.ports if mapping.host_port)
             self._apply_firewall()
             for state in self._networks.values():
                 for name in bridge.remove_strays(state.network.bridge, state.endpoints):
@@ -190,7 +230,7 @@ class BridgeDriver:
             state = self._networks.pop(network_id, None)
             if state is not None:
                 self._apply_firewall()
-        if state is not None:
+        if state is not None and state.network.made:
             bridge.remove(state.network.bridge)
 
     def connect(self, request: ConnectRequest, namespace_fd: int) -> Endpoint:
@@ -204,34 +244,47 @@ class BridgeDriver:
                 state = self._networks.get(request.network_id)
                 if state is None:
                     raise NotFound(f"network {request.network_id} not found")
-                address = self._allocate(state, request)
-                undo.callback(self._release_address, state, address)
-                mappings = self._reserve(request, str(address))
+                asked = {4: request.ip_address, 6: request.ip6_address}
+                addresses: dict[int, Address] = {}
+                for version, pool in state.pools.items():
+                    addresses[version] = _allocate(state.network, pool, asked[version])
+                    undo.callback(self._release_address, pool, addresses[version])
+                mappings = self._reserve(state.network, addresses, request.ports, request)
                 undo.callback(self._release_ports, mappings)
-            mac = request.mac_address or ipam.derive_mac(address)
             network = state.network
-            gateway = state.gateway if request.default_route and not network.internal else None
+            mac = request.mac_address or ipam.derive_mac(addresses[min(addresses)])
+            gateways = {} if _closed(network) else {version: pool.gateway for version, pool in state.pools.items()}
             undo.callback(bridge.detach, request.endpoint_id)
             bridge.attach(
                 namespace_fd,
                 endpoint_id=request.endpoint_id,
                 bridge=network.bridge,
                 interface=request.interface,
-                address=ipaddress.ip_interface((address, state.subnet.prefixlen)),
+                addresses=[
+                    *(
+                        ipaddress.ip_interface((address, state.pools[version].subnet.prefixlen))
+                        for version, address in addresses.items()
+                    ),
+                    *(ipaddress.ip_interface(f"{text}/{64 if ':' in text else 16}") for text in request.link_local),
+                ],
                 mac=mac,
-                gateway=gateway,
+                gateways=[gateway for version, gateway in gateways.items() if version in request.default_route],
                 mtu=network.mtu,
                 published=bool(mappings),
                 isolated=not network.icc,
+                sysctls=request.sysctls,
             )
             endpoint = Endpoint(
                 id=request.endpoint_id,
                 network_id=network.id,
                 container_id=request.container_id,
                 interface=request.interface,
-                ip_address=str(address),
-                prefix_length=state.subnet.prefixlen,
-                gateway=str(state.gateway) if not network.internal else "",
+                ip_address=str(addresses.get(4, "")),
+                prefix_length=state.pools[4].subnet.prefixlen if 4 in addresses else 0,
+                gateway=str(gateways.get(4, "")),
+                ip6_address=str(addresses.get(6, "")),
+                prefix_length6=state.pools[6].subnet.prefixlen if 6 in addresses else 0,
+                gateway6=str(gateways.get(6, "")),
                 mac_address=mac,
                 ports=tuple(mappings),
             )
@@ -246,6 +299,26 @@ class BridgeDriver:
             nat.forget_udp_flows(mappings)
             undo.pop_all()
             return endpoint
+
+    def publish(self, endpoint: Endpoint, ports: Sequence[PortRequest], container_name: str) -> Endpoint:
+        """Publish ports of a connected endpoint, which has none so far; the endpoint with them. All or nothing."""
+        with self._lock:
+            state = self._networks.get(endpoint.network_id)
+            if state is None or endpoint.id not in state.endpoints:
+                raise NotFound(f"network {endpoint.network_id} not found")
+            addresses: dict[int, Address] = {address.version: address for address in _addresses(endpoint)}
+            mappings = self._reserve(state.network, addresses, ports, endpoint, container_name)
+            published = replace(endpoint, ports=tuple(mappings))
+            state.endpoints[endpoint.id] = published
+            try:
+                self._apply_firewall()
+            except SystemFailure:
+                state.endpoints[endpoint.id] = endpoint
+                self._ports.release(mappings)
+                raise
+        bridge.hairpin(endpoint.id)
+        nat.forget_udp_flows(mappings)
+        return published
 
     def unpublish(self, endpoint: Endpoint) -> None:
         """Give back the endpoint's published ports alone, at once: the quick part of ``disconnect``, 0.3 ms."""
@@ -274,8 +347,9 @@ class BridgeDriver:
             bridge.detach(endpoint.id)
         finally:
             if state is not None and known is not None:
-                with self._lock:
-                    state.used.discard(ipaddress.ip_address(known.ip_address))
+                for address in _addresses(known):
+                    if address.version in state.pools:
+                        self._release_address(state.pools[address.version], address)
 
     def counters(self, endpoint: Endpoint) -> Counters | None:
         """What the container has received and sent on this endpoint; None if it has gone."""
@@ -291,34 +365,48 @@ class BridgeDriver:
         with self._lock:
             self._ports.close()
 
-    def _allocate(self, state: _State, request: ConnectRequest) -> Address:
-        network = state.network
-        requested = ipaddress.ip_address(request.ip_address) if request.ip_address else None
-        address = ipam.allocate(
-            state.subnet,
-            state.used,
-            network=f"{network.name} ({network.id})",
-            requested=requested,
-            within=ipaddress.ip_network(network.ip_range) if network.ip_range else None,
-        )
-        state.used.add(address)
-        return address
-
-    def _release_address(self, state: _State, address: Address) -> None:
+    def _release_address(self, pool: _Pool, address: Address) -> None:
         with self._lock:
-            state.used.discard(address)
+            pool.used.discard(address)
 
-    def _reserve(self, request: ConnectRequest, address: str) -> list[PortMapping]:
-        for wanted in request.ports:
-            if ":" in wanted.host_ip:
-                raise Unsupported(f"publishing on an IPv6 address is not supported: [{wanted.host_ip}]")
+    def _reserve(
+        self,
+        network: Network,
+        addresses: dict[int, Address],
+        ports: Sequence[PortRequest],
+        endpoint: ConnectRequest | Endpoint,
+        container_name: str = "",
+    ) -> list[PortMapping]:
+        if network.internal or not ports:
+            return []
+        reserved: list[PortMapping] = []
+        held: list[PortRequest] = []
+        for request in ports:
+            if (network.mode if 4 in addresses else network.mode6) == "routed":
+                reserved += [
+                    PortMapping(
+                        container_port=request.container_port, protocol=request.protocol, host_ip=host_ip, host_port=0
+                    )
+                    for host_ip, version in (("0.0.0.0", 4), ("::", 6))
+                    if version in addresses
+                ]
+            else:
+                held.append(request)
+        host_ips: tuple[str, ...] | None = (network.host_ip,) if network.host_ip else None
+        if 4 not in addresses:
+            host_ips = ("::",)
         try:
-            return self._ports.reserve(request.ports, container_ip=address)
+            container_ip = str(addresses[min(addresses)])
+            return reserved + self._ports.reserve(held, container_ip=container_ip, host_ips=host_ips)
         except SystemFailure as error:
             # moby daemon/libnetwork/endpoint.go, sbJoin
+            name, identity = (
+                (endpoint.container_name, endpoint.endpoint_id)
+                if isinstance(endpoint, ConnectRequest)
+                else (container_name, endpoint.id)
+            )
             raise SystemFailure(
-                f"driver failed programming external connectivity on endpoint {request.container_name} "
-                f"({request.endpoint_id}): {error}"
+                f"driver failed programming external connectivity on endpoint {name} ({identity}): {error}"
             ) from error
 
     def _release_ports(self, mappings: list[PortMapping]) -> None:
@@ -330,24 +418,74 @@ class BridgeDriver:
 
     def _rules(self) -> Iterator[nat.BridgeRules]:
         for state in self._networks.values():
-            if isinstance(state.subnet, ipaddress.IPv4Network):
+            network = state.network
+            for version, pool in state.pools.items():
+                mode = network.mode if version == 4 else network.mode6
+                masquerade = network.masquerade if version == 4 else network.masquerade6
+                opened = [
+                    (mapping.protocol, address, mapping.container_port)
+                    for endpoint in state.endpoints.values()
+                    for address in _addresses(endpoint)
+                    for mapping in endpoint.ports
+                    if address.version == version
+                    and not mapping.host_port
+                    and (":" in mapping.host_ip) == (version == 6)
+                ]
                 yield nat.BridgeRules(
-                    bridge=state.network.bridge,
-                    subnet=state.subnet,
-                    masquerade=state.network.masquerade,
-                    icc=state.network.icc,
-                    internal=state.network.internal,
+                    bridge=network.bridge,
+                    subnet=pool.subnet,
+                    masquerade=masquerade and mode in ("nat", "nat-unprotected"),
+                    icc=network.icc,
+                    internal=network.internal,
+                    unprotected=mode == "nat-unprotected",
+                    opened=tuple(opened),
                 )
 
     def _published(self) -> Iterator[nat.Published]:
         for state in self._networks.values():
             for endpoint in state.endpoints.values():
-                for mapping in endpoint.ports:
-                    yield nat.Published(mapping=mapping, address=ipaddress.IPv4Address(endpoint.ip_address))
+                for address in _addresses(endpoint):
+                    for mapping in endpoint.ports:
+                        if mapping.host_port:
+                            yield nat.Published(mapping=mapping, address=address)
+
+
+def _allocate(network: Network, pool: _Pool, requested: str) -> Address:
+    address = ipam.allocate(
+        pool.subnet,
+        pool.used,
+        network=f"{network.name} ({network.id})",
+        requested=ipaddress.ip_address(requested) if requested else None,
+        within=pool.within,
+    )
+    pool.used.add(address)
+    return address
+
+
+def _addresses(endpoint: Endpoint) -> list[Address]:
+    return [ipaddress.ip_address(text) for text in (endpoint.ip_address, endpoint.ip6_address) if text]
+
+
+def _closed(network: Network) -> bool:
+    """Whether there is no way out through the bridge."""
+    return network.internal
 
 
 def _prepare(network: Network) -> _State:
-    subnet = ipaddress.ip_network(network.subnet)
-    gateway = ipaddress.ip_address(network.gateway)
-    bridge.ensure(network.bridge, ipaddress.ip_interface((gateway, subnet.prefixlen)), mtu=network.mtu)
-    return _State(network=network, subnet=subnet, gateway=gateway, used={gateway})
+    pools: dict[int, _Pool] = {}
+    reserved = [ipaddress.ip_address(text) for text in network.reserved]
+    for subnet_text, gateway_text, range_text in (
+        (network.subnet, network.gateway, network.ip_range),
+        (network.subnet6, network.gateway6, network.ip_range6),
+    ):
+        if subnet_text:
+            subnet, gateway = ipaddress.ip_network(subnet_text), ipaddress.ip_address(gateway_text)
+            pools[subnet.version] = _Pool(
+                subnet=subnet,
+                gateway=gateway,
+                within=ipaddress.ip_network(range_text) if range_text else None,
+                used={gateway, *(address for address in reserved if address in subnet)},
+            )
+    addresses = [ipaddress.ip_interface((pool.gateway, pool.subnet.prefixlen)) for pool in pools.values()]
+    bridge.ensure(network.bridge, addresses if network.addressed else [], mtu=network.mtu)
+    return _State(network=network, pools=pools)

@@ -1,10 +1,12 @@
 """Which subnet a network gets and which address a container gets. Pure: state comes in, an answer goes out."""
 
+import hashlib
 import ipaddress
+import secrets
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-from compatd.errors import InvalidParameter, SystemFailure
+from compatd.errors import Forbidden, InvalidParameter, SystemFailure
 from compatd.linux.netlink import Address, IPNetwork
 
 
@@ -35,13 +37,29 @@ DEFAULT_POOLS = (
 )
 
 
+def local_pool(machine_id: str) -> AddressPool:
+    """The IPv6 subnets that networks get for which none is named: /64s of a unique local prefix (RFC 4193) that is the
+    machine's own."""
+    digest = hashlib.sha256(machine_id.encode()).digest()[:5]
+    base = ipaddress.IPv6Network((b"\xfd" + digest + bytes(10), 48))
+    return AddressPool(base=base, size=64)
+
+
 def choose_subnet(taken: Iterable[IPNetwork], pools: Iterable[AddressPool] = DEFAULT_POOLS) -> IPNetwork:
     """The first subnet of ``pools`` that overlaps none of ``taken`` (other networks, the host's routes)."""
-    others = [network for network in taken if network.prefixlen > 0]
+    others = sorted(
+        (int(other.network_address), int(other.broadcast_address), other.version) for other in taken if other.prefixlen
+    )
     for pool in pools:
-        for subnet in pool.subnets():
-            if not any(subnet.version == other.version and subnet.overlaps(other) for other in others):
-                return subnet
+        step = 1 << (pool.base.max_prefixlen - pool.size)
+        first, end = int(pool.base.network_address), int(pool.base.broadcast_address)
+        for low, high, version in others:
+            # The next candidate lies behind what it overlaps, on a boundary of its own size.
+            if version == pool.base.version and low < first + step and high >= first:
+                first += -(-(high + 1 - first) // step) * step
+        if first + step - 1 <= end:
+            kind = ipaddress.IPv4Network if pool.base.version == 4 else ipaddress.IPv6Network
+            return kind((first, pool.size))
     # moby daemon/libnetwork/ipams/defaultipam, ErrNoMoreSubnets
     raise SystemFailure("all predefined address pools have been fully subnetted")
 
@@ -68,7 +86,7 @@ def allocate(
         if requested not in subnet:
             raise InvalidParameter(f"no configured subnet or ip-range contain the IP address {requested}")
         if requested in used or _reserved(subnet, requested):
-            raise SystemFailure("Address already in use")  # moby daemon/libnetwork/ipamapi, ErrIPAlreadyAllocated
+            raise Forbidden("Address already in use")  # moby daemon/libnetwork/ipamapi, ErrIPAlreadyAllocated
         return requested
     pool = within if within is not None else subnet
     first, last = int(pool.network_address), int(pool.broadcast_address)
@@ -97,3 +115,8 @@ def derive_mac(address: Address) -> str:
     its MAC, so no neighbour ever holds a wrong entry.
     """
     return (b"\x02\x42" + address.packed[-4:]).hex(":")
+
+
+def random_mac() -> str:
+    """A locally administered MAC address."""
+    return (b"\x02\x42" + secrets.token_bytes(4)).hex(":")

@@ -44,7 +44,7 @@ STATUS_DNAT = 0x20  # IPS_DST_NAT
 META_IIFNAME, META_OIFNAME, META_L4PROTO = 6, 7, 16  # NFT_META_*
 RTN_LOCAL = 2
 # Registers: four of 16 bytes, each also addressable as four of 4 bytes.
-VERDICT, REG, REG32_01, REG32_02 = 0, 1, 9, 10
+VERDICT, REG, REG32_00, REG32_01 = 0, 1, 8, 9
 
 _ELEMENTS_PER_MESSAGE = 512  # an attribute's length has 16 bits
 

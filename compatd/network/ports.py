@@ -82,16 +82,19 @@ class PortReservations:
         self._held: dict[tuple[str, str, int], socket.socket | None] = {}  # (protocol, host ip, port)
         self._last_dynamic = 0
 
-    def reserve(self, requests: Iterable[PortRequest], *, container_ip: str) -> list[PortMapping]:
+    def reserve(
+        self, requests: Iterable[PortRequest], *, container_ip: str, host_ips: Sequence[str] | None = None
+    ) -> list[PortMapping]:
         """Choose and hold host ports for all of ``requests``, or for none of them.
 
+        ``host_ips``: where those without an address of their own are published, instead of the daemon's defaults.
         ``SystemFailure`` with Docker's text: taken by a container, taken by another program, range exhausted.
         """
         reserved: list[PortMapping] = []
         try:
             # Fixed ports first, so that no chosen one can take theirs away.
             for request in sorted(requests, key=lambda request: request.host_first == 0):
-                reserved += self._reserve(request, container_ip)
+                reserved += self._reserve(request, container_ip, host_ips or self._default_host_ips)
         except SystemFailure:
             self.release(reserved)
             raise
@@ -124,11 +127,11 @@ class PortReservations:
                 held.close()
         self._held.clear()
 
-    def _reserve(self, request: PortRequest, container_ip: str) -> list[PortMapping]:
+    def _reserve(self, request: PortRequest, container_ip: str, host_ips: Sequence[str]) -> list[PortMapping]:
         last: SystemFailure | None = None
         for port in self._candidates(request):
             try:
-                return self._hold(request, port, container_ip)
+                return self._hold(request, port, container_ip, host_ips)
             except _Taken as taken:
                 if request.host_first and request.host_first == max(request.host_last, request.host_first):
                     raise taken.error from None
@@ -148,10 +151,10 @@ class PortReservations:
             yield port
             self._last_dynamic = port
 
-    def _hold(self, request: PortRequest, port: int, container_ip: str) -> list[PortMapping]:
+    def _hold(self, request: PortRequest, port: int, container_ip: str, host_ips: Sequence[str]) -> list[PortMapping]:
         held: list[PortMapping] = []
         try:
-            for host_ip in (request.host_ip,) if request.host_ip else self._default_host_ips:
+            for host_ip in (request.host_ip,) if request.host_ip else host_ips:
                 mapping = PortMapping(
                     container_port=request.container_port,
                     protocol=request.protocol,

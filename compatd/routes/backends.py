@@ -53,7 +53,14 @@ from compatd.wire.types.images import (
     Platform,
     Progress,
 )
-from compatd.wire.types.networks import Network, NetworksPruned
+from compatd.wire.types.networks import (
+    Network,
+    NetworkConnect,
+    NetworkCreateRequest,
+    NetworkCreateResponse,
+    NetworkDisconnect,
+    NetworksPruned,
+)
 from compatd.wire.types.system import AuthConfig, AuthResponse, DiskUsage, Info, Version
 from compatd.wire.types.volumes import Volume, VolumeCreateRequest, VolumeList, VolumesPruned
 
@@ -229,7 +236,19 @@ class Networks(Protocol):
 
     def inspect(self, reference: str) -> Network: ...
 
-    def prune(self, filters: Filters) -> NetworksPruned: ...
+    async def create(self, request: NetworkCreateRequest) -> NetworkCreateResponse: ...
+
+    async def remove(self, reference: str) -> None: ...
+
+    async def prune(self, filters: Filters) -> NetworksPruned: ...
+
+
+class Connections(Protocol):
+    """Containers joining and leaving networks, both by reference, running or not."""
+
+    async def connect(self, reference: str, request: NetworkConnect) -> None: ...
+
+    async def disconnect(self, reference: str, request: NetworkDisconnect) -> None: ...
 
 
 class Volumes(Protocol):
@@ -294,6 +313,7 @@ class Backends:
     transfers: Transfers
     builds: Builds
     networks: Networks
+    connections: Connections
     volumes: Volumes
     system: System
     logins: Logins

@@ -44,6 +44,9 @@ async def listing(backends: Backends, call: Call) -> web.StreamResponse:
 async def create(backends: Backends, call: Call) -> web.StreamResponse:
     request = await params.body(call, ContainerCreateRequest, required=True)
     request = versions.upgrade(call.operation.id, call.version, request)
+    mode = request.host_config.network_mode if request.host_config is not None else ""
+    if call.version < (1, 44) and request.mac_address and mode.partition(":")[0] in ("host", "none", "container"):
+        raise InvalidParameter("conflicting options: mac-address and the network mode")
     networks = request.networking_config.endpoints_config if request.networking_config else {}
     if call.version < (1, 44) and len(networks) > 1:
         raise InvalidParameter(f"Container cannot be created with multiple network endpoints: {', '.join(networks)}")

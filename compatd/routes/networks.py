@@ -5,7 +5,8 @@ from aiohttp import web
 from compatd.errors import InvalidParameter, NotFound
 from compatd.routes import params
 from compatd.routes.backends import Backends
-from compatd.routes.call import Call, Handler
+from compatd.routes.call import Call, Handler, finish
+from compatd.wire.types.networks import NetworkConnect, NetworkCreateRequest, NetworkDisconnect
 
 _BOOLEANS = ("1", "t", "T", "TRUE", "true", "True", "0", "f", "F", "FALSE", "false", "False")
 
@@ -26,8 +27,38 @@ async def inspect(backends: Backends, call: Call) -> web.StreamResponse:
     return call.json(network)
 
 
+async def create(backends: Backends, call: Call) -> web.StreamResponse:
+    request = await params.body(call, NetworkCreateRequest, required=True)
+    return call.json(await finish(call, backends.networks.create(request)), 201)
+
+
+async def remove(backends: Backends, call: Call) -> web.StreamResponse:
+    await finish(call, backends.networks.remove(call.reference))
+    return call.empty(204)
+
+
+async def connect(backends: Backends, call: Call) -> web.StreamResponse:
+    request = await params.body(call, NetworkConnect, required=True)
+    await finish(call, backends.connections.connect(call.reference, request))
+    return call.empty(200)
+
+
+async def disconnect(backends: Backends, call: Call) -> web.StreamResponse:
+    request = await params.body(call, NetworkDisconnect, required=True)
+    await finish(call, backends.connections.disconnect(call.reference, request))
+    return call.empty(200)
+
+
 async def prune(backends: Backends, call: Call) -> web.StreamResponse:
-    return call.json(backends.networks.prune(params.filters(call)))
+    return call.json(await finish(call, backends.networks.prune(params.filters(call))))
 
 
-HANDLERS: dict[str, Handler] = {"NetworkList": listing, "NetworkInspect": inspect, "NetworkPrune": prune}
+HANDLERS: dict[str, Handler] = {
+    "NetworkList": listing,
+    "NetworkInspect": inspect,
+    "NetworkCreate": create,
+    "NetworkDelete": remove,
+    "NetworkConnect": connect,
+    "NetworkDisconnect": disconnect,
+    "NetworkPrune": prune,
+}

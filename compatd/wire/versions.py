@@ -19,6 +19,7 @@ from compatd.wire.types.containers import (
     Mount,
     UpdateRequest,
 )
+from compatd.wire.types.networks import EndpointSettings, NetworkingConfig
 
 T = TypeVar("T")
 
@@ -111,6 +112,15 @@ def _drop_runtime_status(document: Document) -> None:
         runtime.pop("status", None)
 
 
+def _add_short_id(document: Document) -> None:
+    # In networks of the user's own the short id was an alias, before DNSNames had it.
+    networks = cast(dict[str, Document], cast(Document, document["NetworkSettings"])["Networks"])
+    for name, endpoint in networks.items():
+        if name not in ("bridge", "host", "none"):
+            aliases = cast(list[str], endpoint["Aliases"] or [])
+            endpoint["Aliases"] = list(dict.fromkeys([*aliases, cast(str, document["Id"])[:12]]))
+
+
 def _name_security_options(document: Document) -> None:
     options = cast(list[str], document.get("SecurityOptions") or [])
     document["SecurityOptions"] = [option.split(",")[0].removeprefix("name=") for option in options]
@@ -122,6 +132,7 @@ def _size_images(document: Document) -> None:
 
 
 DOWNGRADES: tuple[Downgrade, ...] = (
+    Downgrade("ContainerInspect", (1, 45), _add_short_id),
     Downgrade("ImageList", (1, 51), _hide_count),
     Downgrade("ImageList", (1, 44), _copy_size),
     Downgrade("ImageList", (1, 43), _name_nothing),
@@ -237,6 +248,20 @@ def _no_start_interval(request: ContainerCreateRequest) -> ContainerCreateReques
     return msgspec.structs.replace(request, healthcheck=msgspec.structs.replace(request.healthcheck, start_interval=0))
 
 
+def _container_mac(request: ContainerCreateRequest) -> ContainerCreateRequest:
+    # The address was the container's, and those of endpoints were passed over.
+    mode = request.host_config.network_mode if request.host_config is not None else ""
+    name = "bridge" if mode in ("", "default") else mode
+    given = request.networking_config.endpoints_config if request.networking_config is not None else {}
+    changed = {key: None if one is None else msgspec.structs.replace(one, mac_address="") for key, one in given.items()}
+    if request.mac_address and not name.startswith("container:") and name not in ("host", "none"):
+        main = next(iter(changed)) if len(changed) == 1 else name
+        settings = changed.get(main) or EndpointSettings()
+        changed[main] = msgspec.structs.replace(settings, mac_address=request.mac_address)
+        request = msgspec.structs.replace(request, mac_address="")
+    return msgspec.structs.replace(request, networking_config=NetworkingConfig(endpoints_config=changed))
+
+
 def _no_console_size(request: ExecCreateRequest) -> ExecCreateRequest:
     return msgspec.structs.replace(request, console_size=None)
 
@@ -264,6 +289,7 @@ UPGRADES: tuple[Upgrade, ...] = (
     Upgrade("ContainerCreate", (1, 42), _host(console_size=(0, 0))),
     Upgrade("ContainerCreate", (1, 43), _host(annotations={})),
     Upgrade("ContainerCreate", (1, 44), _no_start_interval),
+    Upgrade("ContainerCreate", (1, 44), _container_mac),
     Upgrade("ContainerCreate", (1, 44), _mounts(_plain_read_only)),
     Upgrade("ContainerCreate", (1, 45), _mounts(_no_subpath)),
     Upgrade("ContainerExec", (1, 42), _no_console_size),

@@ -178,7 +178,7 @@ def outside(host: Machine, *, host_address: str, address: str, mtu: int = 1500) 
             with RouteSocket() as route:
                 link = route.link("eth0")
                 assert link is not None
-                route.configure(link.index, ipaddress.ip_interface(f"{address}/24"), None)
+                route.configure(link.index, [ipaddress.ip_interface(f"{address}/24")], [])
 
         def wire_up() -> None:
             with RouteSocket() as route:
@@ -194,7 +194,7 @@ def outside(host: Machine, *, host_address: str, address: str, mtu: int = 1500) 
                 link = route.link("wire0")
                 assert link is not None
                 local = ipaddress.ip_interface(f"{host_address}/24")
-                route.configure(link.index, local, ipaddress.ip_address(address))
+                route.configure(link.index, [local], [ipaddress.ip_address(address)])
 
         host.run(configure)
         yield machine

@@ -105,8 +105,8 @@ def test_values_cannot_leave_their_line(value: str) -> None:
         with pytest.raises((InvalidParameter, SystemFailure)):
             files.resolv_conf((PATH, ""), config)
     for build in (
-        lambda: files.hosts(address="172.17.0.2", hostname=value),
-        lambda: files.hosts(address="172.17.0.2", hostname="a", domainname=value),
+        lambda: files.hosts(addresses=["172.17.0.2"], hostname=value),
+        lambda: files.hosts(addresses=["172.17.0.2"], hostname="a", domainname=value),
         lambda: files.hosts(extra=[(value, "1.2.3.4")]),
         lambda: files.hostname(value),
         lambda: files.parse_extra_host(f"{value}:1.2.3.4"),
@@ -147,14 +147,14 @@ ff02::2\tip6-allrouters
     ],
 )
 def test_hosts(hostname: str, domainname: str, line: str) -> None:
-    text = files.hosts(address="172.17.0.2", hostname=hostname, domainname=domainname)
+    text = files.hosts(addresses=["172.17.0.2"], hostname=hostname, domainname=domainname)
     assert text == f"{LOOPBACK}172.17.0.2\t{line}\n"
 
 
 def test_hosts_with_extra_ones_and_without_ipv6() -> None:
     extra = files.resolve_extra_hosts(["a:1.2.3.4", "b:host-gateway", "c:::1"], ["172.17.0.1"])
     assert files.hosts(extra=extra) == LOOPBACK + "1.2.3.4\ta\n172.17.0.1\tb\n::1\tc\n"
-    text = files.hosts(address="172.17.0.2", hostname="066addc971df", ipv6=False)
+    text = files.hosts(addresses=["172.17.0.2"], hostname="066addc971df", ipv6=False)
     assert text == "127.0.0.1\tlocalhost\n172.17.0.2\t066addc971df\n"
     assert files.hostname("foo.bar") == "foo.bar\n"
 

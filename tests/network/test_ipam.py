@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compatd.errors import InvalidParameter, SystemFailure
+from compatd.errors import Forbidden, InvalidParameter, SystemFailure
 from compatd.network import ipam
 
 pytestmark = pytest.mark.unit
@@ -50,9 +50,9 @@ def test_a_range_within_the_subnet() -> None:
 @pytest.mark.parametrize(
     ("requested", "kind", "text"),
     [
-        ("10.0.0.1", SystemFailure, "Address already in use"),
-        ("10.0.0.0", SystemFailure, "Address already in use"),
-        ("10.0.0.7", SystemFailure, "Address already in use"),
+        ("10.0.0.1", Forbidden, "Address already in use"),
+        ("10.0.0.0", Forbidden, "Address already in use"),
+        ("10.0.0.7", Forbidden, "Address already in use"),
         ("10.0.0.8", InvalidParameter, "no configured subnet or ip-range contain the IP address 10.0.0.8"),
     ],
 )
