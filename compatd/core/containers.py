@@ -92,6 +92,7 @@ class LogRequest:
     since_ns: int = 0
     until_ns: int = 0
     tail: int | None = None
+    multiplexed: bool = True  # framed, unless there is a tty
 
 
 class Containers:
@@ -570,7 +571,7 @@ class Containers:
             stderr=request.stderr,
             timestamps=request.timestamps,
             details=request.details,
-            framed=not record.config.tty,
+            framed=request.multiplexed and not record.config.tty,
         )
         selection = Selection(since_ns=request.since_ns, until_ns=request.until_ns, tail=request.tail)
         follow = Follow(watches=self._watches, stopped=container.ended) if request.follow and container.alive else None

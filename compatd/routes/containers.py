@@ -9,7 +9,7 @@ from aiohttp import web
 
 from compatd.core.containers import LogRequest
 from compatd.errors import EngineError, InvalidParameter
-from compatd.routes import detach_keys, hijack, params
+from compatd.routes import detach_keys, hijack, params, websocket
 from compatd.routes.backends import Backends
 from compatd.routes.call import Call, Handler, finish, status_of
 from compatd.shim.spec import Attach
@@ -317,6 +317,7 @@ HANDLERS: dict[str, Handler] = {
     "ContainerTop": top,
     "ContainerWait": wait,
     "ContainerAttach": attach,
+    "ContainerAttachWebsocket": websocket.attach,
     "ContainerLogs": logs,
     "ImageCommit": commit,
     "ContainerChanges": changes,

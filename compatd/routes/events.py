@@ -33,7 +33,7 @@ def message(event: Event) -> EventMessage:
         from_=event.attributes.get("image", "") if event.type == "container" else "",
         type=event.type,
         action=event.action,
-        actor=EventActor(id=event.actor_id, attributes=dict(event.attributes)),
+        actor=EventActor(id=event.actor_id, attributes=dict(sorted(event.attributes.items()))),
         scope="local",
         time=event.time_ns // 1_000_000_000,
         time_nano=event.time_ns,

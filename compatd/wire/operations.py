@@ -32,7 +32,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("ContainerPause", "POST", "/containers/{id}/pause", (1, 24), True),
     Operation("ContainerUnpause", "POST", "/containers/{id}/unpause", (1, 24), True),
     Operation("ContainerAttach", "POST", "/containers/{id}/attach", (1, 24), True),
-    Operation("ContainerAttachWebsocket", "GET", "/containers/{id}/attach/ws", (1, 24), False),
+    Operation("ContainerAttachWebsocket", "GET", "/containers/{id}/attach/ws", (1, 24), True),
     Operation("ContainerWait", "POST", "/containers/{id}/wait", (1, 24), True),
     Operation("ContainerDelete", "DELETE", "/containers/{id}", (1, 24), True),
     Operation("ContainerArchiveInfo", "HEAD", "/containers/{id}/archive", (1, 24), True),
