@@ -5,7 +5,9 @@ packet, and takes what comes later for the next request. A client that types ahe
 beyond such a request are kept from the parser until the handler has decided.
 """
 
+import asyncio
 import re
+import select
 
 from aiohttp import web
 
@@ -14,6 +16,8 @@ _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})[ \t]*\r\n", re.IGN
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding:", re.IGNORECASE)
 # A client that sends more than this before it is answered waits.
 _AHEAD_BYTES = 64 * 1024
+# A client that will send no more may still read: so long an answer has to begin and end, unless an upgrade comes of it.
+_HALF_CLOSED_S = 1.0
 
 
 class Protocol(web.RequestHandler):
@@ -45,6 +49,26 @@ class Protocol(web.RequestHandler):
             self.transport.pause_reading()
         if request:
             super().data_received(request)
+
+    def eof_received(self) -> bool:
+        """Called by the transport; whether the connection stays open. One that is closed for good hangs up."""
+        super().eof_received()
+        transport = self.transport
+        if transport is None or (sock := transport.get_extra_info("socket")) is None:
+            return False
+        poll = select.poll()
+        poll.register(sock.fileno(), 0)
+        if poll.poll(0):
+            return False
+        if self.beyond is None:
+            # As a shell has it that pipes a request in. What streams for ever ends with it (Go's net/http cancels the
+            # request), since nobody would tell when the client leaves.
+            asyncio.get_running_loop().call_later(_HALF_CLOSED_S, self._close_half_closed, transport)
+        return True
+
+    def _close_half_closed(self, transport: asyncio.BaseTransport) -> None:
+        if self.transport is transport:
+            transport.close()
 
     def take_beyond(self) -> bytes:
         """What came after the request; from now on the connection is read as usual."""
