@@ -541,7 +541,7 @@ class Containers:
             raise Conflict(f"container {container.id} is restarting, wait until the container is running")
         return container
 
-    async def attach(self, container: Container, attach: Attach, socket: ClientSocket) -> None:
+    async def attach(self, container: Container, attach: Attach | None, socket: ClientSocket) -> None:
         """See ``Supervisor.attach``."""
         await self._supervisor.attach(container, attach, socket)
 

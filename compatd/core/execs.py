@@ -1,11 +1,19 @@
 """Execs: further processes in running containers. They are not stored: an exec ends with its container at the latest.
 
-An exec is created (checked, given an id), started once, and inspected for as long as its container lives.
+An exec is created (checked, given an id), started once, and can be inspected for some minutes after its end, unless
+its container is removed. What has been started is known to the container's shim: the next engine learns of it there,
+also of what ended while no engine was there.
 """
 
+import asyncio
+import base64
 import logging
+import re
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import msgspec
 
 from compatd import tasks
 from compatd.core.container import Container, is_paused, is_restarting, not_running
@@ -14,28 +22,42 @@ from compatd.core.lifecycle import State
 from compatd.core.names import new_id
 from compatd.core.preparation import Preparation
 from compatd.core.supervisor import Supervisor
-from compatd.errors import Conflict, InvalidParameter, NotFound
-from compatd.runtime.client import ExecProcess, StartFailed
+from compatd.errors import Conflict, InvalidParameter, NotFound, SystemFailure
+from compatd.runtime.client import ExecProcess, Shim, StartFailed
 from compatd.shim.spec import Attach
 from compatd.wire.streams import ClientSocket
 from compatd.wire.types.containers import ExecCreateRequest, ExecInspect, ProcessConfig
 
 log = logging.getLogger(__name__)
 
-# Ended execs that are kept for ``inspect``, per container.
-KEPT = 32
+# An exec that has ended is kept for ``inspect`` between one and two times this long (moby daemon/exec.go,
+# execCommandGC); and this many of all containers together.
+KEPT_S = 300.0
+KEPT = 4096
+# How long a resize waits for the exec's start (moby daemon/resize.go).
+RESIZE_PATIENCE_S = 10.0
+
+_PLAIN_ID = re.compile("[0-9]{1,9}")  # names itself, and is in range
 
 
 @dataclass(slots=True, eq=False)
 class Exec:
-    """One exec. ``exit_code`` is None until it has ended."""
+    """One exec. ``exit_code`` is None until it has ended; ``begun`` is set when it runs or has failed to."""
 
     id: str
     container: Container
     request: ExecCreateRequest
+    detach_keys: bytes = b""
     process: ExecProcess | None = None
     started: bool = False
     exit_code: int | None = None
+    ended_s: float = 0.0
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def removable(self) -> bool:
+        """Whether it will be forgotten soon."""
+        return self.exit_code is not None and time.monotonic() > self.ended_s + KEPT_S
 
     @property
     def running(self) -> bool:
@@ -50,11 +72,17 @@ class Execs:
         self._supervisor = supervisor
         self._preparation = preparation
         self._execs: dict[str, Exec] = {}
+        self._next_sweep_s = time.monotonic() + KEPT_S
+        supervisor.on_adopted.append(self._adopt)
 
     def get(self, exec_id: str) -> Exec:
-        """``NotFound`` in Docker's words, also once the container has ended."""
+        """``NotFound`` in Docker's words, also once the container has gone, or has ended before the exec."""
         found = self._execs.get(exec_id)
-        if found is None:
+        if (
+            found is None
+            or found.container.is_removed
+            or (found.exit_code is None and not found.started and not found.container.alive)
+        ):
             raise NotFound(f"No such exec instance: {exec_id}")
         return found
 
@@ -62,16 +90,16 @@ class Execs:
         """Execs of a container that have not ended."""
         return [e.id for e in self._execs.values() if e.container is container and e.exit_code is None]
 
-    async def create(self, reference: str, request: ExecCreateRequest) -> Exec:
+    async def create(self, reference: str, request: ExecCreateRequest, detach_keys: bytes = b"") -> Exec:
         """Check and register (moby daemon/exec.go, ContainerExecCreate)."""
         container = self._containers.get(reference)
         if not request.cmd:
             raise InvalidParameter("No exec command specified")
         self._check_state(container, reference)
-        if request.user and not request.user.isdecimal():
+        if request.user and not _PLAIN_ID.fullmatch(request.user):
             await self._preparation.check_user(container.record, request.user)
-        self._forget_old(container)
-        exec = Exec(id=new_id(), container=container, request=request)
+        self._forget_old()
+        exec = Exec(id=new_id(), container=container, request=request, detach_keys=detach_keys)
         self._execs[exec.id] = exec
         self._publish(exec, f"exec_create: {_command(request)}")
         return exec
@@ -85,48 +113,71 @@ class Execs:
         if state is not State.RUNNING:
             raise not_running(container.id)
 
-    def _forget_old(self, container: Container) -> None:
-        gone = [e.id for e in self._execs.values() if not self._exists(e.container)]
-        ended = [e.id for e in self._execs.values() if e.container is container and e.exit_code is not None]
-        for exec_id in (*gone, *ended[: max(0, len(ended) - KEPT)]):
-            self._execs.pop(exec_id, None)
-
-    def _exists(self, container: Container) -> bool:
-        return container.alive
+    def _forget_old(self) -> None:
+        now = time.monotonic()
+        if now < self._next_sweep_s and len(self._execs) < KEPT:
+            return
+        self._next_sweep_s = now + KEPT_S
+        kept = [
+            exec
+            for exec in self._execs.values()
+            if exec.container.alive or (exec.exit_code is not None and not exec.container.is_removed)
+            if exec.exit_code is None or now < exec.ended_s + KEPT_S
+        ]
+        self._execs = {exec.id: exec for exec in kept[-KEPT // 2 :] + [e for e in kept[: -KEPT // 2] if e.running]}
 
     def check_start(self, exec_id: str) -> Exec:
-        """The exec, if it can be started now."""
+        """The exec, if its container can have it started (moby daemon/exec.go, ExecExists)."""
         exec = self.get(exec_id)
-        if exec.exit_code is not None:
-            raise Conflict(f"exec process {exec_id} has already run")
-        if exec.started:
-            raise Conflict(f"Error: Exec command {exec_id} is already running")
         self._check_state(exec.container, exec.container.id)
         return exec
 
-    async def start(self, exec: Exec, attach: Attach | None, socket: ClientSocket | None) -> None:
+    def _adopt(self, container: Container, shim: Shim) -> None:
+        for process in list(shim.execs.values()):
+            if process.exit.done():
+                del shim.execs[process.exec_id]
+            request = msgspec.json.decode(process.note, type=ExecCreateRequest) if process.note else ExecCreateRequest()
+            exec = Exec(id=process.exec_id, container=container, request=request, process=process, started=True)
+            exec.begun.set()
+            self._execs[exec.id] = exec
+            tasks.detach(self._watch(exec, process), name=f"watch exec {exec.id[:12]}")
+
+    async def start(
+        self,
+        exec: Exec,
+        attach: Attach | None,
+        socket: ClientSocket | None,
+        console_size: tuple[int, int] | None = None,
+    ) -> None:
         """Start the process; with ``attach`` the shim speaks to the client's connection, which is taken over.
 
-        ``StartFailed`` in the words Docker has for execs; a client that is attached has been told them instead. Returns
-        when it runs, not when it ends.
+        ``StartFailed`` in the words Docker has for execs; a client that is attached has been told them instead.
+        ``Conflict``: it has been started before. Returns when it runs, not when it ends.
         """
+        if exec.exit_code is not None:
+            raise Conflict(f"exec command {exec.id} has already run")
+        if exec.started:
+            raise Conflict(f"exec command {exec.id} is already running")
         exec.started = True
         shim = exec.container.running_shim()
         self._publish(exec, f"exec_start: {_command(exec.request)}")
         try:
             spec = self._preparation.build_exec(
-                exec.container.record, exec.id, exec.request, attach, exec.request.console_size
+                exec.container.record, exec.id, exec.request, attach, console_size or exec.request.console_size
             )
+            spec["note"] = msgspec.json.encode(exec.request).decode()
             process = await shim.exec(spec, [socket.fd] if socket is not None else [])
         except StartFailed as error:
-            exec.exit_code = error.exit_code
+            self._end(exec, error.exit_code)
             if socket is None:
                 raise
             socket.close()  # the shim has told the client
             return
         except BaseException:
-            exec.exit_code = 126
+            self._end(exec, 126)
             raise
+        finally:
+            exec.begun.set()
         exec.process = process
         if socket is not None:
             socket.close()
@@ -134,8 +185,12 @@ class Execs:
 
     async def _watch(self, exec: Exec, process: ExecProcess) -> None:
         exit = await process.exited
-        exec.exit_code = exit["code"]
+        self._end(exec, exit["code"])
         self._publish(exec, "exec_die", {"exitCode": str(exit["code"])})
+
+    def _end(self, exec: Exec, exit_code: int) -> None:
+        exec.exit_code = exit_code
+        exec.ended_s = time.monotonic()
 
     async def wait(self, exec: Exec) -> None:
         """Until it has ended; for callers that relay its output themselves."""
@@ -143,10 +198,18 @@ class Execs:
             await exec.process.exited
 
     async def resize(self, exec_id: str, height: int, width: int) -> None:
-        """Size of the terminal of a running exec."""
+        """Size of the terminal of a running exec, or of one that is about to run (moby daemon/resize.go)."""
         exec = self.get(exec_id)
-        if not exec.running:
-            raise Conflict(f"exec process {exec_id} is not running")
+        self._check_state(exec.container, exec.container.id)
+        try:
+            async with asyncio.timeout(RESIZE_PATIENCE_S):
+                await exec.begun.wait()
+        except TimeoutError:
+            raise SystemFailure("timeout waiting for exec session ready") from None
+        if exec.process is None:
+            raise InvalidParameter("exec process is not started")
+        if exec.exit_code is not None:
+            raise NotFound(f"NotFound: process does not exist {exec_id}: not found")
         await exec.container.running_shim().exec_resize(exec_id, height, width)
 
     def inspect(self, exec_id: str) -> ExecInspect:
@@ -168,9 +231,9 @@ class Execs:
             open_stdin=request.attach_stdin,
             open_stderr=request.attach_stderr,
             open_stdout=request.attach_stdout,
-            can_remove=exec.exit_code is not None,
+            can_remove=exec.removable,
             container_id=exec.container.id,
-            detach_keys=request.detach_keys,
+            detach_keys=base64.b64encode(exec.detach_keys).decode(),
             pid=exec.process.pid if exec.process is not None else 0,
         )
 

@@ -62,6 +62,7 @@ class Supervisor:
         self._spawner = spawner
         self.stopping = False
         self.on_ended: list[Callable[[Container], None]] = []
+        self.on_adopted: list[Callable[[Container, Shim], None]] = []
         self.on_changed: list[Callable[[Container], None]] = []  # it runs, is paused, goes on, or has ended
 
     # ---------------------------------------------------------------- records
@@ -216,6 +217,8 @@ class Supervisor:
         container.record = msgspec.structs.replace(record, pid=shim.pid, started_ns=shim.started_ns)
         self._follow(container, shim)
         self._notify_changed(container)
+        for callback in self.on_adopted:
+            callback(container, shim)
 
     # -------------------------------------------------------------------- end
 
@@ -467,10 +470,13 @@ class Supervisor:
 
     # ------------------------------------------------------ attach and wait
 
-    async def attach(self, container: Container, attach: Attach, socket: ClientSocket) -> None:
-        """Give the client's connection to the shim, now or at the next start. Takes the socket over."""
+    async def attach(self, container: Container, attach: Attach | None, socket: ClientSocket) -> None:
+        """Give the client's connection to the shim, now or at the next start; or close it, when there is nothing to
+        attach to. Takes the socket over."""
         self.publish(container.record, "attach")
-        if container.shim is not None and container.alive:
+        if attach is None:
+            socket.close()
+        elif container.shim is not None and container.alive:
             try:
                 await container.shim.attach(attach, socket.fd)
             finally:

@@ -114,8 +114,8 @@ class Containers(Protocol):
 
     def check_attach(self, reference: str) -> Container: ...
 
-    async def attach(self, container: Container, attach: Attach, socket: ClientSocket) -> None:
-        """Take ``socket`` over, now or at the next start."""
+    async def attach(self, container: Container, attach: Attach | None, socket: ClientSocket) -> None:
+        """Take ``socket`` over, now or at the next start; ``None``: only to close it."""
         ...
 
     def logs(self, reference: str, request: LogRequest) -> tuple[bool, AsyncIterator[bytes]]:
@@ -176,11 +176,17 @@ class Statistics(Protocol):
 class Execs(Protocol):
     """Processes added to running containers."""
 
-    async def create(self, reference: str, request: ExecCreateRequest) -> Exec: ...
+    async def create(self, reference: str, request: ExecCreateRequest, detach_keys: bytes) -> Exec: ...
 
     def check_start(self, exec_id: str) -> Exec: ...
 
-    async def start(self, exec: Exec, attach: Attach | None, socket: ClientSocket | None) -> None:
+    async def start(
+        self,
+        exec: Exec,
+        attach: Attach | None,
+        socket: ClientSocket | None,
+        console_size: tuple[int, int] | None,
+    ) -> None:
         """Start it, detached without ``socket``, which is taken over when the process has started and only then."""
         ...
 

@@ -155,7 +155,11 @@ async def attach(backends: Backends, call: Call) -> web.StreamResponse:
         keys = detach_keys.parse(params.text(call, "detachKeys"))
         container = backends.containers.check_attach(call.reference)
     except EngineError as error:
-        return attach_error(error)
+
+        async def close(client: ClientSocket) -> None:
+            client.close()
+
+        return await hijack.take_over(call, hijack.refusal(status_of(error), str(error)), close)
     stdin, stdout, stderr = (params.boolean(call, name) for name in ("stdin", "stdout", "stderr"))
     tty = container.record.config.tty
     past = None
@@ -172,10 +176,9 @@ async def attach(backends: Backends, call: Call) -> web.StreamResponse:
             log.debug("attach of %s ended early: %s", container.id, error)
             client.close()
             return
-        if not params.boolean(call, "stream"):
-            client.close()
-            return
-        wanted = attach_document(client, stdin=stdin, stdout=stdout, stderr=stderr, keys=keys if tty else None)
+        wanted = None
+        if params.boolean(call, "stream") and (stdin or stdout or stderr):
+            wanted = attach_document(client, stdin=stdin, stdout=stdout, stderr=stderr, keys=keys if tty else None)
         await backends.containers.attach(container, wanted, client)
 
     return await hijack.take_over(call, hijack.upgrade_head(call, stream_type(call, tty=tty)), take)
@@ -183,7 +186,7 @@ async def attach(backends: Backends, call: Call) -> web.StreamResponse:
 
 def stream_type(call: Call, *, tty: bool) -> str:
     """The content type of a stream: older clients, and those that did not ask for an upgrade, know but one."""
-    known = call.version >= (1, 42) and call.request.headers.get("Upgrade")
+    known = call.version >= (1, 42) and "Upgrade" in call.request.headers
     return MULTIPLEXED_STREAM if known and not tty else RAW_STREAM
 
 
@@ -195,15 +198,6 @@ def attach_document(client: ClientSocket, *, stdin: bool, stdout: bool, stderr: 
     if keys is not None:
         document["detach_keys"] = keys
     return document
-
-
-def attach_error(error: EngineError) -> web.Response:
-    """Docker reports what prevents an attach in the stream itself (moby container_routes.go, postContainersAttach)."""
-    response = web.Response(
-        body=str(error).encode() + b"\r\n", status=status_of(error), headers={"Content-Type": RAW_STREAM}
-    )
-    response.force_close()
-    return response
 
 
 async def logs(backends: Backends, call: Call) -> web.StreamResponse:

@@ -4,7 +4,7 @@ import asyncio
 
 from aiohttp import web
 
-from compatd.errors import EngineError
+from compatd.errors import EngineError, InvalidParameter, SystemFailure
 from compatd.routes import detach_keys, hijack, params
 from compatd.routes.backends import Backends
 from compatd.routes.call import Call, Handler, finish
@@ -17,19 +17,23 @@ from compatd.wire.types.containers import ExecCreateRequest, ExecCreateResponse,
 async def create(backends: Backends, call: Call) -> web.StreamResponse:
     request = await params.body(call, ExecCreateRequest)
     request = versions.upgrade(call.operation.id, call.version, request)
-    detach_keys.parse(request.detach_keys)
-    made = await backends.execs.create(call.reference, request)
+    try:
+        keys = bytes(detach_keys.parse(request.detach_keys)) if request.detach_keys else b""
+    except InvalidParameter as error:
+        raise SystemFailure(f"Invalid escape keys ({request.detach_keys}) provided") from error
+    made = await backends.execs.create(call.reference, request, keys)
     return call.json(ExecCreateResponse(id=made.id), 201)
 
 
 async def start(backends: Backends, call: Call) -> web.StreamResponse:
     request = await params.body(call, ExecStartRequest)
     exec = backends.execs.check_start(call.reference)
+    console_size = request.console_size if request.tty and call.version >= (1, 42) else None
     if request.detach:
-        await finish(call, backends.execs.start(exec, None, None))
+        await finish(call, backends.execs.start(exec, None, None, console_size))
         return call.empty(200)
     wanted = exec.request
-    keys = detach_keys.parse(wanted.detach_keys) if wanted.tty else None
+    keys = list(exec.detach_keys) or detach_keys.DEFAULT if wanted.tty else None
 
     async def take(client: ClientSocket) -> None:
         document = attach_document(
@@ -38,7 +42,7 @@ async def start(backends: Backends, call: Call) -> web.StreamResponse:
         # Not the exec's own terminal decides this, but what the client expects (moby container router, exec.go).
         document["framed"] = not request.tty
         try:
-            await backends.execs.start(exec, document, client)
+            await backends.execs.start(exec, document, client, console_size)
         except EngineError as error:
             # The head has promised a stream: what went wrong is said there (moby container router, exec.go).
             text = f"{error}\r\n".encode()

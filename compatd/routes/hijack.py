@@ -22,7 +22,7 @@ from aiohttp.abc import AbstractStreamWriter
 from compatd import tasks
 from compatd.routes.call import Call
 from compatd.routes.protocol import Protocol
-from compatd.wire.streams import ClientSocket
+from compatd.wire.streams import RAW_STREAM, ClientSocket
 
 log = logging.getLogger(__name__)
 
@@ -67,11 +67,17 @@ def upgrade_head(call: Call, content_type: str, headers: Mapping[str, str] | Non
     """The head of an attach or exec stream: 101 for clients that asked for an upgrade, or else 200, which ends when
     the connection does (moby daemon/server/router/container, postContainersAttach)."""
     further = headers or {}
-    if call.request.headers.get("Upgrade"):
+    if "Upgrade" in call.request.headers:
         return _head(
             101, {"Content-Type": content_type, "Connection": "Upgrade", "Upgrade": "tcp", **further}, "UPGRADED"
         )
     return _head(200, {"Content-Type": content_type, **further})
+
+
+def refusal(status: int, text: str) -> bytes:
+    """The whole answer of an attach that cannot be: Docker reports what prevents it in the stream itself, without any
+    other header (moby daemon/server/router/container, postContainersAttach)."""
+    return _head(status, {"Content-Type": RAW_STREAM}) + text.encode() + b"\r\n"
 
 
 def chunked_head(call: Call) -> bytes:

@@ -50,8 +50,8 @@ class Protocol(web.RequestHandler):
         if request:
             super().data_received(request)
 
-    def eof_received(self) -> bool:
-        """Called by the transport; whether the connection stays open. One that is closed for good hangs up."""
+    def eof_received(self) -> bool:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Called by the transport; whether the connection stays open (asyncio.Protocol; aiohttp never has it so)."""
         super().eof_received()
         transport = self.transport
         if transport is None or (sock := transport.get_extra_info("socket")) is None:

@@ -36,9 +36,7 @@ async def attach(backends: Backends, call: Call) -> web.StreamResponse:
     keys = detach_keys.parse(params.text(call, "detachKeys"))
     container = backends.containers.check_attach(call.reference)
     chosen = call.version >= _CHOICE_SINCE
-    stdin, stdout, stderr = (
-        params.boolean(call, name) if chosen else True for name in ("stdin", "stdout", "stderr")
-    )
+    stdin, stdout, stderr = (params.boolean(call, name) if chosen else True for name in ("stdin", "stdout", "stderr"))
     client = web.WebSocketResponse(
         timeout=CLOSE_S, autoclose=False, compress=False, max_msg_size=MESSAGE_BYTES, decode_text=False
     )
@@ -54,7 +52,7 @@ async def attach(backends: Backends, call: Call) -> web.StreamResponse:
         request = LogRequest(stdout=stdout, stderr=stderr, multiplexed=False)
         async for chunk in backends.containers.logs(container.id, request)[1]:
             await client.send_frame(chunk, kind)
-    if params.boolean(call, "stream"):
+    if params.boolean(call, "stream") and (stdin or stdout or stderr):
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.setblocking(False)

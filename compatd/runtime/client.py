@@ -142,6 +142,7 @@ class ExecProcess:
 
     def __init__(self, exec_id: str) -> None:
         self.exec_id = exec_id
+        self.note = ""  # what the engine that started it has left for the next
         self.pid = 0  # in the host's pid namespace
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
@@ -280,10 +281,11 @@ class Shim:
         self.started_ns, self.phases = message["started_ns"], message["phases"]
         for entry in message["execs"]:
             process = self._exec(entry["exec_id"])
-            process.pid = entry["pid"]
+            process.pid, process.note = entry["pid"], entry.get("note", "")
             _resolve(process.started, None)
             if entry["exit"] is not None:
-                self._on_exec_exited(entry["exec_id"], entry["exit"])
+                _resolve(process.exit, entry["exit"])
+                self._acknowledge(entry["exec_id"])
         if message["exit"] is not None:
             _resolve(self._exit, message["exit"])
         _resolve(self._started, None)

@@ -85,6 +85,8 @@ def environment(process: Process, identity: users.Identity) -> Environment:
         values.append("TERM=xterm")
     if not any(value.startswith("HOME=") for value in values):
         values.append(f"HOME={identity.home}")
+    if any(value.startswith("=") for value in values):  # runc 1.3; of a container dockerd says so earlier
+        raise Failed("invalid environment variable: name cannot be empty")
     argv, envp = [[text.encode(errors="surrogateescape") for text in texts] for texts in (process["args"], values)]
     if any(b"\0" in text for text in (*argv, *envp)):
         raise Failed("invalid argument")

@@ -21,7 +21,7 @@ Engine to shim:
 
 Shim to engine:
     forked        nothing has been done yet, and from here the launch must not be tried again
-    state         pid, started_ns, phases, exit (or null), execs [{exec_id, pid, exit}]: first after a start that
+    state         pid, started_ns, phases, exit (or null), execs [{exec_id, pid, note, exit}]: first after a start that
                   succeeded, and first on every connection to a shim that runs
     failed        text, exit_code: the container did not start; nothing of it is left
     exited        exit

@@ -37,6 +37,7 @@ from compatd.shim.stdio import Stdio
 PIPE_GRACE_S = 2.0  # moby daemon/monitor.go: how long the end of output is awaited when others hold the pipes
 TERMINAL_GRACE_S = 0.02
 REMOVAL_RETRIES = 8
+UNHEARD_EXECS = 32  # that ended while no engine was there
 
 _SUN_PATH_BYTES = 107  # unix(7)
 
@@ -116,6 +117,7 @@ class Child:
         self.exit: Exit | None = None
         self.released = False  # the engine has recorded its exit
         self.ends_with_clients = False
+        self.note = ""
         self.clients: list[tuple[Attach, socket.socket]] = []  # until it has started
 
     def take_streams(self, stdio: Stdio) -> None:
@@ -138,6 +140,7 @@ class Shim:
         self._state = os.open(launch["state_dir"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._waits: list[tuple[Wait, socket.socket]] = []
         self._execs: dict[str, Child] = {}
+        self._unheard: collections.deque[Message] = collections.deque(maxlen=UNHEARD_EXECS)
         self._phases: dict[str, int] = {}
         self._log: Sink | None = None
         self._oom_kills = 0
@@ -459,6 +462,7 @@ class Shim:
         self._connect(sock)
         if self._init.started_ns:
             self._tell(self._describe())
+            self._unheard.clear()
 
     def _connect(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -517,7 +521,8 @@ class Shim:
             "phases": self._phases,
             "exit": self._init.exit,
             "execs": [
-                {"exec_id": exec_id, "pid": child.pid, "exit": child.exit} for exec_id, child in self._execs.items()
+                *self._unheard,
+                *(_describe_exec(exec_id, child) for exec_id, child in self._execs.items() if not child.released),
             ],
         }
 
@@ -624,6 +629,7 @@ class Shim:
         if client is not None:
             child.clients.append(client)
             child.ends_with_clients = client[0].get("ends_process", False)
+        child.note = spec.get("note", "")
         self._execs[exec_id] = child
         child.take_streams(stdio)
         self._watch(child)
@@ -645,6 +651,8 @@ class Shim:
         """The engine knows how the exec ended: now its client may, and may ask."""
         child = self._execs.get(exec_id)
         if child is not None and child.exit is not None:
+            if self._engine is None and not child.released:
+                self._unheard.append(_describe_exec(exec_id, child))
             child.released = True
             child.stdio.finish()
             if not child.stdio.attended:
@@ -654,6 +662,10 @@ class Shim:
         child = self._execs.pop(exec_id, None)
         if child is not None:
             os.close(child.pidfd)
+
+
+def _describe_exec(exec_id: str, child: Child) -> Message:
+    return {"exec_id": exec_id, "pid": child.pid, "note": child.note, "exit": child.exit}
 
 
 def _attach(stdio: Stdio, attach: Attach, sock: socket.socket) -> None:

@@ -205,6 +205,7 @@ class Exec(TypedDict):
     exec_id: str
     process: Process
     attach: NotRequired[Attach]  # absent: detached; output goes nowhere
+    note: NotRequired[str]  # the engine's own, for the next engine
     cgroup_joins: list[str]
 
 

@@ -70,7 +70,7 @@ class Client:
         self._stdio = stdio
         self._loop = stdio.loop
         self._sock = sock
-        self._streams = streams
+        self.streams = streams
         self._framed = framed
         self.stdin = stdin
         self._keys = keys
@@ -86,7 +86,7 @@ class Client:
 
     def send(self, stream: int, data: bytes) -> None:
         """Queue output for the client, if it wants this stream."""
-        if stream not in self._streams or not self._sends or self._finishing:
+        if stream not in self.streams or not self._sends or self._finishing:
             return
         header = struct.pack(">BxxxL", stream, len(data)) if self._framed else b""
         sent = 0
@@ -106,6 +106,11 @@ class Client:
                 self._queue.append(memoryview(part)[sent:])
             sent = max(0, sent - len(part))
         self.update()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it is attached to nothing."""
+        return not self.streams and not self.stdin
 
     def finish(self) -> None:
         """No more output will come: end the connection when what is queued has been sent."""
@@ -263,6 +268,7 @@ class Stdio:
         self._clients: list[Client] = []
         self._paused = False
         self._exited = False
+        self._begun = False
 
     # Setting up
 
@@ -289,6 +295,10 @@ class Stdio:
     def begin(self) -> None:
         """Start reading: those who are to hear the first word are attached by now."""
         self._resume()
+        self._begun = True
+        for client in list(self._clients):
+            if client.is_idle:
+                client.finish()
 
     def attach(
         self,
@@ -317,7 +327,7 @@ class Stdio:
         self._clients.append(client)
         if head and client.stdin:
             client.accept(head)
-        if not self._outputs and self._exited:
+        if (not self._outputs and self._exited) or (self._begun and client.is_idle):
             client.finish()
 
     def resize(self, height: int, width: int) -> None:
@@ -376,8 +386,9 @@ class Stdio:
             client.finish()
 
     def say(self, text: str) -> None:
-        """Words of the engine's own, as output."""
+        """Words of the engine's own, as output; to every client, whatever it is attached to."""
         for client in list(self._clients):
+            client.streams |= {STDOUT}
             client.send(STDOUT, text.encode(errors="replace"))
 
     # From the process
@@ -486,6 +497,8 @@ class Stdio:
             self._closing_stdin = True
             if not self._pending:
                 self._drop_stdin()
+            if not client.streams and client in self._clients:
+                client.finish()
         elif client in self._clients:
             client.finish()
 

@@ -140,7 +140,11 @@ _KINDS: dict[type, str] = {bool: "bool", str: "string", int: "number", Number: "
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 # The names that Go's types have in messages.
-_GO_NAMES = {"ContainerCreateRequest": "container.CreateRequest", "PortBinding": "nat.PortBinding"}
+_GO_NAMES = {
+    "ContainerCreateRequest": "container.CreateRequest",
+    "ExecCreateRequest": "container.ExecOptions",
+    "PortBinding": "nat.PortBinding",
+}
 
 
 class _Plan:

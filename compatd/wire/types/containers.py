@@ -476,7 +476,7 @@ class ExecCreateRequest(Wire, frozen=True, kw_only=True):
     detach_keys: str = always("")
     env: list[str] | None = always(None)
     working_dir: str = always("")
-    cmd: StrSlice = always(None)
+    cmd: list[str] | None = always(None)
 
 
 class ExecCreateResponse(Wire, frozen=True, kw_only=True):
