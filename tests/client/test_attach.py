@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.root, pytest.mark.parity]
 
 MULTIPLEXED, RAW = "application/vnd.docker.multiplexed-stream", "application/vnd.docker.raw-stream"
 TICKING = "while echo tick; do sleep 0.05; done"
-ALL = {"stream": "1", "stdin": "1", "stdout": "1", "stderr": "1"}
+ALL: dict[str, Any] = {"stream": "1", "stdin": "1", "stdout": "1", "stderr": "1"}
 
 
 def create(api: Api, image: str, script: str, **options: Any) -> str:
@@ -45,7 +45,7 @@ def wait_for_end(api: Api, container: str) -> int:
 def test_streams_are_chosen(api: Api, busybox: str) -> None:
     for chosen in ({1}, {2}, {1, 2}):
         container = create(api, busybox, "echo out; echo err >&2")
-        query = {name: "1" for stream, name in ((1, "stdout"), (2, "stderr")) if stream in chosen}
+        query: dict[str, Any] = {name: "1" for stream, name in ((1, "stdout"), (2, "stderr")) if stream in chosen}
         with Hijacked(api, f"/containers/{container}/attach", stream="1", **query) as client:
             api.post(f"/containers/{container}/start").ok()
             expected = {1: b"out\n", 2: b"err\n"}
@@ -92,7 +92,8 @@ def test_refusals(api: Api, busybox: str) -> None:
 
 def test_nothing_to_attach_to(api: Api, busybox: str) -> None:
     container = start(api, busybox, TICKING, OpenStdin=True)
-    for query in ({"stream": "1"}, {"stdin": "1", "stdout": "1"}):
+    queries: tuple[dict[str, Any], ...] = ({"stream": "1"}, {"stdin": "1", "stdout": "1"})
+    for query in queries:
         with Hijacked(api, f"/containers/{container}/attach", **query) as client:
             assert client.read() == b""
     stopped = create(api, busybox, "true")
@@ -280,8 +281,8 @@ def by_websocket(
             session.ws_connect(f"http://docker/{version}/containers/{container}/attach/ws", params=query) as client,
         ):
             await session.post(f"http://docker/v1.51/containers/{container}/start")
-            for message in send:
-                await (client.send_str(message) if isinstance(message, str) else client.send_bytes(message))
+            for sent in send:
+                await (client.send_str(sent) if isinstance(sent, str) else client.send_bytes(sent))
             messages: list[tuple[aiohttp.WSMsgType, bytes]] = []
             async for message in client:
                 messages.append((message.type, message.data.encode() if message.type.value == 1 else message.data))
@@ -300,7 +301,7 @@ def by_websocket(
     ],
 )
 def test_a_websocket(
-    engine: Engine, busybox: str, version: str, query: dict[str, str], kind: aiohttp.WSMsgType, data: bytes
+    engine: Engine, busybox: str, version: str, query: dict[str, Any], kind: aiohttp.WSMsgType, data: bytes
 ) -> None:
     container = create(engine.api, busybox, "echo out; sleep 0.1; echo err >&2")
     seen = by_websocket(engine, container, version=version, stream="1", **query)

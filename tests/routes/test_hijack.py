@@ -35,7 +35,7 @@ class Holder:
     def __init__(self) -> None:
         self.taken: asyncio.Future[tuple[Any, socket.socket]] = asyncio.get_running_loop().create_future()
 
-    async def attach(self, container: object, document: Any, client: ClientSocket) -> None:
+    async def attach(self, container: object, document: Any, client: ClientSocket, size: object = None) -> None:
         self.taken.set_result((document, client.duplicate()))
         client.close()
 
@@ -181,6 +181,7 @@ async def test_logs_alone(server: Path, services: Services) -> None:
 
     services.containers.answer("check_attach", container(tty=True))
     services.containers.answer("logs", lambda reference, request: (True, past()))
+    services.containers.later("attach", lambda container, document, client: client.close())
     reader, writer = await send(server, "POST /containers/a/attach?logs=1&stdout=1 HTTP/1.1\r\nHost: e\r\n\r\n")
     await read_head(reader)
     assert await asyncio.wait_for(reader.read(), 5) == b"old"
@@ -235,7 +236,7 @@ async def test_wait_is_answered_by_whoever_holds_the_socket(server: Path, servic
 
 def exec_request(**fields: Any) -> Any:
     wanted = {"tty": False, "attach_stdin": True, "attach_stdout": True, "attach_stderr": True, "detach_keys": ""}
-    return SimpleNamespace(request=SimpleNamespace(**{**wanted, **fields}))
+    return SimpleNamespace(request=SimpleNamespace(**{**wanted, **fields}), detach_keys=b"")
 
 
 async def post_json(server: Path, target: str, body: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -190,7 +190,7 @@ async def test_bodies(client: Client, body: str, message: str) -> None:
 
 
 async def test_an_absent_body_is_a_value_with_every_default(client: Client, services: Services) -> None:
-    services.execs.later("create", lambda reference, request: SimpleNamespace(id=repr(request.cmd)))
+    services.execs.later("create", lambda reference, request, keys: SimpleNamespace(id=repr(request.cmd)))
     reply = await client("POST", "/containers/a/exec")
     assert (reply.status, reply.json()) == (201, {"Id": "None"})
 
