@@ -74,10 +74,11 @@ class Api:
         CONTRACT.check(method, target, reply.status, reply.headers["Content-Type"] or "", reply.body)
         return reply
 
-    def open(self, method: str, path: str, /, timeout_s: float = 60, **query: Any) -> Connection:
+    def open(self, method: str, path: str, body: Any = None, /, timeout_s: float = 60, **query: Any) -> Connection:
         """Send a request whose reply takes its time; the caller reads it and closes the connection."""
         connection = Connection(self.path, timeout_s)
-        connection.request(method, self.target(path, **query))
+        content = None if body is None else json.dumps(body).encode()
+        connection.request(method, self.target(path, **query), content, {"Content-Type": "application/json"})
         return connection
 
     def target(self, path: str, /, **query: Any) -> str:

@@ -220,13 +220,13 @@ class OwnEngine(Engine):
     def end_processes(self) -> None:
         """SIGKILL for everything that the engine has started, as when the machine goes down."""
         deadline = time.monotonic() + _SETTLE_S
-        while (pids := self._processes()) and time.monotonic() < deadline:
+        while (pids := self.processes()) and time.monotonic() < deadline:
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.01)
 
-    def _processes(self) -> list[int]:
+    def processes(self) -> list[int]:
         """Living processes in the engine's network namespace or in its cgroups, the registry aside."""
         namespace = os.fstat(self.network.fd).st_ino
         spared = {os.getpid(), self._registry.pid if self._registry else 0}
@@ -241,7 +241,7 @@ class OwnEngine(Engine):
 
     def leaks(self) -> list[str]:
         """What the engine, which has ended, has left: processes, mounts, cgroups, links, folders."""
-        left = [f"process {pid}: {_command(pid)}" for pid in self._processes()]
+        left = [f"process {pid}: {_command(pid)}" for pid in self.processes()]
         left += [f"mount: {line}" for line in _mounts() if str(self.folder) in line]
         left += [f"cgroup: {path}" for path in self.cgroups() if path.name != self.name]
         left += [f"link: {link}" for link in self.network.links() if link.startswith("veth")]

@@ -65,7 +65,7 @@ def test_the_process_tree_has_only_our_own(own_engine: OwnEngine) -> None:
     ours, others = set[int](), dict[int, str]()
 
     def look() -> None:
-        for pid in own_engine._processes():
+        for pid in own_engine.processes():
             with contextlib.suppress(OSError):  # it has ended meanwhile
                 program = os.stat(f"/proc/{pid}/exe")
                 if (program.st_dev, program.st_ino) == (python.st_dev, python.st_ino):
