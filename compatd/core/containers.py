@@ -501,11 +501,10 @@ class Containers:
     async def kill(self, reference: str, signal: str | None = None) -> None:
         """Send a signal, SIGKILL by default."""
         try:
-            container = self.get(reference)
             number = parse_signal(signal) if signal else 9
             if not 0 < number <= signals.SIGRTMAX:
                 raise InvalidParameter(f"the linux daemon does not support signal {number}")
-            await self._supervisor.kill(container, number)
+            await self._supervisor.kill(self.get(reference), number)
         except EngineError as error:
             raise reword(error, f"cannot kill container: {reference}: {error}") from error
 

@@ -88,7 +88,7 @@ class Client:
         name = f"{self.prefix}-{self.rng.randrange(3)}"
         self.rng.choice(actions)(name, self.known.setdefault(name, Expected(there=False)))
 
-    def ask(self, method: str, path: str, body: Any = None, **query: str) -> int:
+    def ask(self, method: str, path: str, body: Any = None, **query: Any) -> int:
         self.done.append(f"{method} {path}")
         reply = self.api.call(method, path, body, timeout_s=40, **query)
         self.done[-1] += f" {reply.status}"
