@@ -22,7 +22,8 @@ from compatd.wire.types.networks import EndpointSettings
 
 
 class MountPoint(msgspec.Struct, frozen=True, kw_only=True):
-    """A bind or volume of a container, resolved: ``source`` is a path of the host, ``target`` one of the container."""
+    """A bind, volume, image or ``--mount`` tmpfs of a container, resolved: ``source`` is a path of the host, ``target``
+    one of the container."""
 
     type: str
     source: str
@@ -31,10 +32,17 @@ class MountPoint(msgspec.Struct, frozen=True, kw_only=True):
     readonly_recursive: bool = True
     propagation: str = ""
     mode: str = ""
-    name: str = ""  # of the volume
+    name: str = ""  # of the volume or image
     anonymous: bool = False
+    unnamed: bool = False  # an anonymous volume of ``-v``, whose name inspect does not show
     copy_up: bool = True
     create_source: bool = False
+    recursive: bool = True  # with what is mounted below the source
+    readonly_forced: bool = False  # a kernel that cannot make that read-only is an error
+    propagation_implied: bool = False  # not asked for: private where the source is not shared
+    subpath: str = ""  # in the volume or image
+    layers: tuple[str, ...] = ()  # diff ids of the image
+    options: str = ""  # of the tmpfs
 
 
 class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):

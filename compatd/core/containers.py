@@ -13,7 +13,7 @@ import msgspec
 
 from compatd import tasks
 from compatd.config import Config
-from compatd.core import creation, endpoints, health, inspection, logs, mounts, names
+from compatd.core import creation, endpoints, health, inspection, logs, mounts, names, sharing
 from compatd.core import filters as filtering
 from compatd.core.container import (
     Container,
@@ -122,6 +122,7 @@ class Containers:
         self._host = host
         self._workers = workers
         self._watches = watches
+        self._making: dict[str, set[str]] = {}  # volumes of containers that are not there yet
         self._containers = {
             key: Container(msgspec.json.decode(raw, type=ContainerRecord)) for key, raw in store.load("containers")
         }
@@ -156,7 +157,12 @@ class Containers:
     # ------------------------------------------------------------------ create
 
     async def create(
-        self, name: str | None, request: ContainerCreateRequest, platform: str | None = None
+        self,
+        name: str | None,
+        request: ContainerCreateRequest,
+        platform: str | None = None,
+        *,
+        recursive_readonly: bool = True,
     ) -> ContainerCreateResponse:
         """Check and record a new container; nothing on the host is touched but the volumes it names.
 
@@ -165,15 +171,17 @@ class Containers:
         if request.config == ContainerConfig():
             raise InvalidParameter("config cannot be empty in order to create a container")
         wanted = parse_platform(platform) if platform else None
-        host_config, warnings = creation.complete_host_config(
+        warnings = await self._workers.run(mounts.check_mounts, request.host_config or HostConfig())
+        host_config, more_warnings = creation.complete_host_config(
             request.host_config or HostConfig(),
             cgroup_version=self._host.cgroup.version,
             log=LogConfig(type=self._config.log_driver, config=dict(self._config.log_opts)),
         )
+        host_config = sharing.resolve(host_config, self._record)
+        warnings += more_warnings
         if host_config.uts_mode == "host" and request.hostname:
             raise InvalidParameter("conflicting options: hostname and the UTS mode")
-        if host_config.network_mode.startswith("container:") and request.hostname:
-            raise InvalidParameter("conflicting options: hostname and the network mode")
+        sharing.check_network(host_config, request)
         image = self._images.get(request.image)
         check_platform(image, wanted, request.image)
         if name:
@@ -191,8 +199,8 @@ class Containers:
         networks, mac_address, more_warnings = endpoints.migrate_mac(networks, host_config, config.mac_address)
         config = msgspec.structs.replace(config, mac_address=mac_address)
         warnings += more_warnings
-        points = await self._workers.run(mounts.read_mounts, config, host_config)
-        mounts.read_tmpfs(host_config)
+        parser = mounts.MountParser(self._config.data_root, recursive_readonly=recursive_readonly)
+        points = await self._workers.run(parser.read, config, host_config, self._record)
         record = ContainerRecord(
             id=container_id,
             name=name or names.make_up(self._names),
@@ -210,15 +218,20 @@ class Containers:
         warnings += more_warnings
         self._check_name_free(record.name)
         self._names[record.name] = container_id
+        self._making[container_id] = {point.name for point in points}
         try:
-            record = msgspec.structs.replace(record, mounts=await self._make_volumes(record))
+            record = msgspec.structs.replace(record, mounts=await self._make_sources(record))
+            await self._workers.run(self._preparation.populate, record)
             await self._store.commit(Put("containers", container_id, msgspec.json.encode(record)))
         except BaseException:
             del self._names[record.name]
+            for volume in self._making.pop(container_id):
+                await self._volumes.remove_unused(volume, anonymous_only=True)
             raise
         self._containers[container_id] = Container(record)
+        del self._making[container_id]
         self._supervisor.publish(record, "create")
-        return ContainerCreateResponse(id=container_id, warnings=warnings)
+        return ContainerCreateResponse(id=container_id, warnings=warnings + mounts.driver_warnings(host_config))
 
     def _check_name_free(self, name: str) -> None:
         if (owner := self._names.get(name)) is not None:
@@ -227,11 +240,29 @@ class Containers:
                 " You have to remove (or rename) that container to be able to reuse that name."
             )
 
-    async def _make_volumes(self, record: ContainerRecord) -> tuple[MountPoint, ...]:
+    def _record(self, reference: str) -> ContainerRecord:
+        return self.get(reference).record
+
+    async def _make_sources(self, record: ContainerRecord) -> tuple[MountPoint, ...]:
+        """Its mounts with the volumes made and the images found."""
+        asked = {mounts.clean_path(mount.target): mount.volume_options for mount in record.host_config.mounts or ()}
+        making = self._making[record.id]
         points: list[MountPoint] = []
         for point in record.mounts:
-            if point.type == "volume":
-                volume = await self._volumes.ensure(point.name or None, anonymous=point.anonymous)
+            if point.type == "image" and not point.layers:
+                image = self._images.get(point.name)
+                point = msgspec.structs.replace(point, source=image.id, layers=image.layers)
+            elif point.type == "volume" and not point.source:
+                options = asked.get(point.target)
+                driver = options.driver_config if options is not None else None
+                volume = await self._volumes.ensure(
+                    point.name or None,
+                    anonymous=point.anonymous,
+                    driver=driver.name if driver else "" if point.target in asked else record.host_config.volume_driver,
+                    labels=(options.labels or None) if options is not None else None,
+                    options=(driver.options or None) if driver is not None else None,
+                )
+                making.add(volume.name)
                 point = msgspec.structs.replace(point, name=volume.name, source=self._volumes.path(volume.name))
             points.append(point)
         return tuple(points)
@@ -442,6 +473,9 @@ class Containers:
         self._preparation.remove_later(record)
         if self._images.find(record.image_id) is None:
             await self._images.sweep([DiffId(layer) for layer in record.layers], [])
+        for point in record.mounts:
+            if point.type == "image" and self._images.find(point.source) is None:
+                await self._images.sweep([DiffId(layer) for layer in point.layers], [])
         if volumes:
             for point in record.mounts:
                 if point.type == "volume" and point.anonymous:
@@ -601,10 +635,12 @@ class Containers:
             c.id
             for c in self._containers.values()
             if any(point.type == "volume" and point.name == name for point in c.record.mounts)
-        ]
+        ] + [container_id for container_id, names in self._making.items() if name in names]
 
     def _layers(self) -> set[str]:
-        return {layer for c in self._containers.values() for layer in c.record.layers}
+        records = [c.record for c in self._containers.values()]
+        mounted = {layer for record in records for point in record.mounts for layer in point.layers}
+        return mounted | {layer for record in records for layer in record.layers}
 
     def count(self, *states: State) -> int:
         """How many are in one of ``states``."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from compatd.core import sharing
 from compatd.core.logs import check_log
 from compatd.core.supervisor import parse_signal
 from compatd.core.translation import read_security
@@ -32,12 +33,8 @@ _PORT = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?", re.ASCII)
 # (option as users know it, whether the request asks for it)
 UNSUPPORTED: tuple[tuple[str, Callable[[HostConfig], Any]], ...] = (
     ("--link", lambda h: h.links),
-    ("--volumes-from", lambda h: h.volumes_from),
-    ("--volume-driver", lambda h: h.volume_driver not in ("", "local")),
     ("--gpus", lambda h: h.device_requests),
     ("--storage-opt", lambda h: h.storage_opt),
-    ("--userns", lambda h: h.userns_mode not in ("", "host")),
-    ("--cgroup", lambda h: h.cgroup),
     ("--cpu-rt-period", lambda h: h.cpu_realtime_period),
     ("--cpu-rt-runtime", lambda h: h.cpu_realtime_runtime),
     ("--kernel-memory", lambda h: h.kernel_memory),
@@ -170,7 +167,7 @@ def complete_host_config(
     ports = _check_ports(host_config.port_bindings)
     if network_mode == "host" and (ports or host_config.publish_all_ports):
         warnings.append("Published ports are discarded when using host network mode")
-    _check_namespaces(host_config)
+    sharing.check_modes(host_config)
     read_security(host_config.security_opt or ())
     for entry in host_config.extra_hosts or ():
         _check_extra_host(entry)
@@ -237,20 +234,6 @@ def _check_ports(ports: PortMap | None) -> PortMap:
                 if "/" in binding.host_port:
                     raise InvalidParameter(f'invalid port specification: "{binding.host_port}"')
     return ports or {}
-
-
-def _check_namespaces(host_config: HostConfig) -> None:
-    for label, mode, known in (
-        ("IPC", host_config.ipc_mode, ("", "none", "private", "shareable", "host")),
-        ("PID", host_config.pid_mode, ("", "host")),
-        ("UTS", host_config.uts_mode, ("", "host")),
-        ("cgroup namespace", host_config.cgroupns_mode, ("", "private", "host")),
-    ):
-        if mode in known:
-            continue
-        if mode.startswith("container:") and label in ("IPC", "PID"):
-            raise Unsupported(f"the --{label.lower()} container: option is not supported by this engine")
-        raise InvalidParameter(f"invalid {label} mode: {mode}")
 
 
 def _check_extra_host(entry: str) -> None:

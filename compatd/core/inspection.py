@@ -143,17 +143,13 @@ def state_of(record: ContainerRecord) -> ContainerState:
 
 def _mounts(record: ContainerRecord) -> list[MountPoint]:
     """Binds and volumes, and what ``--mount`` has of tmpfs; what ``--tmpfs`` has is in the host configuration only."""
-    return [_mount(point) for point in record.mounts] + [
-        MountPoint(type="tmpfs", destination=posixpath.normpath(mount.target), rw=not mount.read_only)
-        for mount in record.host_config.mounts or ()
-        if mount.type == "tmpfs"
-    ]
+    return [_mount(point) for point in record.mounts]
 
 
 def _mount(point: StoredMount) -> MountPoint:
     return MountPoint(
         type=point.type,
-        name=point.name,
+        name="" if point.unnamed else point.name,
         source=point.source,
         destination=point.target,
         driver="local" if point.type == "volume" else "",

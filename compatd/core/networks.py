@@ -19,7 +19,7 @@ import msgspec
 
 from compatd import tasks
 from compatd.config import Config
-from compatd.core import endpoints
+from compatd.core import endpoints, sharing
 from compatd.core import filters as filtering
 from compatd.core.container import ContainerRecord
 from compatd.core.discovery import Discovery
@@ -30,7 +30,7 @@ from compatd.core.lifecycle import ALIVE
 from compatd.core.names import find, new_id
 from compatd.core.network_request import PREDEFINED, NetworkRecord, already_exists, check_name, read
 from compatd.core.store import Delete, Put, Store
-from compatd.errors import Conflict, EngineError, Forbidden, InvalidParameter, NotFound, SystemFailure, reword
+from compatd.errors import EngineError, Forbidden, InvalidParameter, NotFound, SystemFailure, reword
 from compatd.linux.netlink import IPNetwork
 from compatd.network import bridge, files, ipam, netns
 from compatd.network.driver import BridgeDriver, ConnectRequest, Endpoint, default_network
@@ -326,7 +326,6 @@ class Networks:
         """The networks that a new container will join, by name; ``InvalidParameter`` in Docker's words."""
         mode = host_config.network_mode
         if mode.startswith("container:"):
-            self._check_shared(host_config)
             return {}
         given = networking.endpoints_config if networking is not None else {}
         joined: dict[str, EndpointSettings] = {}
@@ -345,19 +344,6 @@ class Networks:
             record = self.look_up(mode)
             joined = {record.name if record is not None else mode: EndpointSettings()}
         return joined
-
-    def _check_shared(self, host_config: HostConfig) -> None:
-        """What a container that is in another's network cannot have of its own (docker/cli opts; moby runconfig)."""
-        for given, what in (
-            (host_config.dns, "dns and the network mode"),
-            (host_config.extra_hosts, "custom host-to-IP mapping and the network mode"),
-            (
-                host_config.port_bindings or host_config.publish_all_ports,
-                "port publishing and the container type network mode",
-            ),
-        ):
-            if given:
-                raise InvalidParameter(f"conflicting options: {what}")
 
     def joins(self, record: ContainerRecord, references: Iterable[str]) -> bool:
         """Whether a container is in one of the networks, by name or id."""
@@ -398,7 +384,10 @@ class Networks:
         """
         mode = record.host_config.network_mode
         if mode.startswith("container:"):
-            return Joined(settings=record.networks, namespace_fd=self._share(mode.removeprefix("container:")))
+            return Joined(
+                settings=record.networks,
+                namespace_fd=await self._workers.run(sharing.open_network, record, self.find_container),
+            )
         plan: list[tuple[str, NetworkRecord]] = []
         main = self.look_up(mode)
         for name in endpoints.attach_order(record.networks, main.name if main is not None else mode):
@@ -415,17 +404,6 @@ class Networks:
                 )
             return Joined(settings=settings)
         return await self._connect(record, plan, settings)
-
-    def _share(self, reference: str) -> int:
-        try:
-            other = self.find_container(reference)
-        except NotFound as error:
-            raise NotFound(f"joining network namespace of container: {error}") from error
-        if other.state not in ALIVE:
-            raise Conflict(
-                f"cannot join network namespace of a non running container: container {other.name} is {other.state}"
-            )
-        return os.open(f"/proc/{other.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
     async def _connect(
         self, record: ContainerRecord, plan: list[tuple[str, NetworkRecord]], settings: dict[str, EndpointSettings]

@@ -24,10 +24,11 @@ import msgspec
 
 from compatd import tasks
 from compatd.config import Config
-from compatd.core import endpoints
+from compatd.core import endpoints, sharing
 from compatd.core.container import ContainerRecord, MountPoint, PendingAttach, PendingWait
 from compatd.core.inspection import ContainerPaths, directory_paths
 from compatd.core.logs import open_log
+from compatd.core.mounting import Mounting
 from compatd.core.networks import Networks
 from compatd.core.translation import adapt_resources, container_spec, environment, resources
 from compatd.core.volumes import Volumes
@@ -36,7 +37,6 @@ from compatd.images import diff
 from compatd.images.content import DiffId
 from compatd.images.layers import LayerStore
 from compatd.linux.assembly import Assembly, clone_root
-from compatd.linux.assembly import Bind as AssemblyBind
 from compatd.linux.rootdir import Rootdir
 from compatd.network import files
 from compatd.network.driver import Endpoint
@@ -57,12 +57,20 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, kw_only=True)
 class Prepared:
-    """What a start has acquired. ``netns_fd`` and ``log_connection`` are owned until ``release``."""
+    """What a start has acquired. ``netns_fd``, ``fds`` and ``log_connection`` are owned until ``release``.
+
+    ``shared``: what comes from other containers, by kind; ``sources``: detached mounts, by target; both are among
+    ``fds``. ``mounts``: the record's, as they will be.
+    """
 
     networks: dict[str, EndpointSettings]
     endpoints: dict[str, Endpoint] = field(default_factory=dict[str, Endpoint])
     lowers: Sequence[str] = ()
+    mounts: tuple[MountPoint, ...] = ()
     netns_fd: int | None = None
+    fds: list[int] = field(default_factory=list[int])
+    shared: dict[str, int] = field(default_factory=dict[str, int])
+    sources: dict[str, int] = field(default_factory=dict[str, int])
     extra_hosts: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     log: shim.Log = field(default_factory=lambda: shim.Log(driver="none"))
     log_connection: socket.socket | None = None
@@ -75,6 +83,8 @@ class Prepared:
         if self.log_connection is not None:
             self.log_connection.close()
             self.log_connection = None
+        while self.fds:
+            os.close(self.fds.pop())
 
 
 class Preparation:
@@ -96,8 +106,13 @@ class Preparation:
         self._layers = layers
         self._networks = networks
         self._config = config
-        self._volumes = volumes
         self._workers = workers
+        self._mounting = Mounting(
+            layers=layers,
+            volumes=volumes,
+            running=lambda: networks.running(),
+            recursive_readonly=host.recursive_readonly,
+        )
 
     def paths(self, container_id: str) -> ContainerPaths:
         """Where a container's files are, whether or not they are there."""
@@ -134,8 +149,12 @@ class Preparation:
         prepared = Prepared(networks=joined.settings, endpoints=joined.endpoints, netns_fd=joined.namespace_fd)
         undo.callback(prepared.release)
         undo.callback(self._networks.discovery.close, record.id)
+        undo.callback(self._mounting.release, record)
         for endpoint in prepared.endpoints.values():
             undo.push_async_callback(self._networks.disconnect, endpoint)
+        prepared.shared = await self._workers.run(
+            sharing.open_shared, record, self._networks.find_container, prepared.fds
+        )
         prepared.extra_hosts = resolve_extra_hosts(record.host_config.extra_hosts or (), self._gateways())
         prepared.lowers = await self._workers.run(self._prepare_files, record, prepared)
         prepared.log, prepared.log_connection = await open_log(record, self.paths(record.id), self._workers)
@@ -154,8 +173,7 @@ class Preparation:
         if not record.host_config.network_mode.startswith("container:"):
             self._write_files(record, paths, prepared)
         lowers = self._layers.lowers([DiffId(layer) for layer in record.layers])
-        for point in record.mounts:
-            self._prepare_mount(record, point)
+        prepared.mounts, prepared.sources = self._mounting.prepare(record, prepared.fds)
         return lowers
 
     def _write_files(self, record: ContainerRecord, paths: ContainerPaths, prepared: Prepared) -> None:
@@ -213,27 +231,6 @@ class Preparation:
             return list(self._config.host_gateway_ips)
         return [self._networks.gateway] if self._networks.gateway else []
 
-    def _prepare_mount(self, record: ContainerRecord, point: MountPoint) -> None:
-        if point.type == "volume":
-            if not os.path.isdir(point.source):
-                raise SystemFailure(f"failed to mount local volume: {point.source}: no such file or directory")
-            if point.copy_up:
-                self._copy_up(record, point)
-        elif not os.path.lexists(point.source):
-            if not point.create_source:
-                raise InvalidParameter(
-                    f'invalid mount config for type "bind": bind source path does not exist: {point.source}'
-                )
-            os.makedirs(point.source, exist_ok=True)
-
-    def _copy_up(self, record: ContainerRecord, point: MountPoint) -> None:
-        """Fill an empty volume with what the image has where it is mounted (moby daemon/volumes.go)."""
-        with os.scandir(point.source) as entries:
-            if next(entries, None) is not None:
-                return
-        with Rootdir(self._layers.mount([DiffId(layer) for layer in record.layers])) as root:
-            self._volumes.copy_up(point.name, root, point.target)
-
     def build(
         self,
         record: ContainerRecord,
@@ -242,8 +239,10 @@ class Preparation:
         waits: Sequence[PendingWait],
     ) -> tuple[Launch, list[int]]:
         """The launch document, and the descriptors that go with it (all still owned by their owners)."""
-        fds: list[int] = []
+        fds = list(prepared.fds)
+        index = {fd: number for number, fd in enumerate(fds)}
         if prepared.netns_fd is not None:
+            index[prepared.netns_fd] = len(fds)
             fds.append(prepared.netns_fd)
         handed: list[Attach] = []
         for pending in attaches:
@@ -263,12 +262,14 @@ class Preparation:
             record.config, hostname=owner.config.hostname, domainname=owner.config.domainname
         )
         spec = container_spec(
-            msgspec.structs.replace(record, config=named),
+            msgspec.structs.replace(record, config=named, mounts=prepared.mounts),
             paths=self.paths(record.id),
             state_dir=str(self.state_dir(record.id)),
             lowers=prepared.lowers,
             network_files=self.paths(owner.id),
-            netns_fd=0 if prepared.netns_fd is not None else None,
+            netns_fd=None if prepared.netns_fd is None else index[prepared.netns_fd],
+            shared={kind: index[fd] for kind, fd in prepared.shared.items()},
+            sources={target: index[fd] for target, fd in prepared.sources.items()},
             log=log,
         )
         return build_launch(spec, self._host, attaches=handed, waits=waiting), fds
@@ -316,15 +317,15 @@ class Preparation:
             root_fd = self._layers.mount(
                 [DiffId(layer) for layer in record.layers], Path(paths.upper), Path(paths.work)
             )
-        binds = [
-            AssemblyBind(source=point.source, target=point.target, readonly=point.readonly)
-            for point in sorted(record.mounts, key=lambda point: point.target.count("/"))
-            if os.path.exists(point.source)
-        ]
         try:
-            return Assembly(root_fd, binds, readonly=record.host_config.readonly_rootfs)
+            with self._mounting.binds(record) as binds:
+                return Assembly(root_fd, binds, readonly=record.host_config.readonly_rootfs)
         finally:
             os.close(root_fd)
+
+    def populate(self, record: ContainerRecord) -> None:
+        """Fill a new container's empty volumes from its image. Blocks."""
+        self._mounting.populate(record)
 
     def changes(self, record: ContainerRecord) -> list[diff.Change]:
         """What the writable layer changes in the image. Blocks."""
@@ -364,6 +365,7 @@ class Preparation:
 
     def discard(self, record: ContainerRecord) -> None:
         """Let go of what only a running container needs. Its shim removes its own cgroup; this catches the rest."""
+        self._mounting.release(record)
         tasks.detach(self._workers.run(cgroups.remove, self._cgroup(record)), name=f"cgroups of {record.id[:12]}")
 
     def remove_later(self, record: ContainerRecord) -> None:

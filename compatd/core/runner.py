@@ -113,6 +113,7 @@ class StepRunner:
 
     async def _launch(self, record: ContainerRecord, theirs: ClientSocket) -> tuple[Shim, ContainerRecord]:
         async with AsyncExitStack() as undo:
+            await self._workers.run(self._preparation.populate, record)
             prepared = await self._preparation.prepare(record, undo)
             record = msgspec.structs.replace(record, endpoints=prepared.endpoints)
             undo.callback(theirs.close)

@@ -1,6 +1,6 @@
 """From a container record, in the API's terms, to a ``ContainerSpec``, in the runtime's. Pure but for devices."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -45,16 +45,21 @@ def container_spec(
     state_dir: str,
     lowers: Sequence[str],
     netns_fd: int | None = None,
+    shared: Mapping[str, int] | None = None,
+    sources: Mapping[str, int] | None = None,
     network_files: ContainerPaths | None = None,
     log: shim.Log | None = None,
 ) -> ContainerSpec:
     """``netns_fd``: index of the network namespace among the descriptors that go with the launch; None: the host's.
+    ``shared``: likewise of what comes from another container, ``pid``, ``ipc`` and ``shm``; ``sources``: of detached
+    mounts, by target.
     ``network_files``: where hosts, hostname and resolv.conf are, if not among the container's own.
     ``log``: None writes none.
 
     ``InvalidParameter`` in Docker's words for options that make no sense.
     """
     config, host_config = record.config, record.host_config
+    shared, sources = shared or {}, sources or {}
     security = read_security(host_config.security_opt or ())
     return ContainerSpec(
         id=record.id,
@@ -79,8 +84,8 @@ def container_spec(
         init=bool(host_config.init),
         hostname=config.hostname,
         domainname=config.domainname,
-        pid=HOST if host_config.pid_mode == "host" else NEW,
-        ipc=HOST if host_config.ipc_mode == "host" else NEW,
+        pid=_namespace(host_config.pid_mode, shared.get("pid")),
+        ipc=_namespace(host_config.ipc_mode, shared.get("ipc")),
         uts=HOST if host_config.uts_mode == "host" else NEW,
         net=HOST if netns_fd is None else shim.Namespace(mode="fd", fd=netns_fd),
         cgroup=HOST if host_config.cgroupns_mode == "host" else NEW,
@@ -96,18 +101,23 @@ def container_spec(
         sysctls=host_config.sysctls or {},
         ulimits=tuple(Ulimit(name=u.name, soft=u.soft, hard=u.hard) for u in host_config.ulimits or ()),
         oom_score_adj=host_config.oom_score_adj,
-        shm=_shm(host_config.ipc_mode),
+        shm="fd" if "shm" in shared else _shm(host_config.ipc_mode),
+        shm_fd=shared.get("shm", -1),
         shm_size_bytes=host_config.shm_size,
-        tmpfs=mounts.read_tmpfs(host_config),
+        tmpfs={mounts.clean_path(target): options for target, options in host_config.tmpfs.items()}
+        | {point.target: point.options for point in record.mounts if point.type == "tmpfs"},
         binds=tuple(
             Bind(
                 source=point.source,
                 target=point.target,
                 readonly=point.readonly,
                 readonly_recursive=point.readonly_recursive,
+                recursive=point.recursive,
                 propagation=cast(Propagation, point.propagation),
+                fd=sources.get(point.target),
             )
             for point in record.mounts
+            if point.type != "tmpfs" and point.target not in host_config.tmpfs
         ),
         files=_files(network_files or paths),
         devices=_devices(host_config),
@@ -116,6 +126,12 @@ def container_spec(
         cgroup_parent=host_config.cgroup_parent,
         log=log or shim.Log(driver="none"),
     )
+
+
+def _namespace(mode: str, fd: int | None) -> shim.Namespace:
+    if fd is not None:
+        return shim.Namespace(mode="fd", fd=fd)
+    return HOST if mode == "host" else NEW
 
 
 def _shm(ipc_mode: str) -> Literal["private", "none", "host"]:

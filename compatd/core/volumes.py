@@ -66,14 +66,21 @@ class Volumes:
         name: str | None,
         *,
         anonymous: bool = False,
+        driver: str = "",
         labels: dict[str, str] | None = None,
         options: dict[str, str] | None = None,
     ) -> VolumeRecord:
-        """The volume of that name, made if it is not there; without a name a new one."""
-        if name is not None and (known := self._volumes.get(name)) is not None:
+        """The volume of that name, made if it is not there; without a name a new one.
+
+        ``NotFound``: unknown driver. ``InvalidParameter``: a bad name or options.
+        """
+        made = name or new_id()
+        if driver not in ("", "local"):
+            raise NotFound(f'create {made}: error looking up volume plugin {driver}: plugin "{driver}" not found')
+        if (known := self._volumes.get(made)) is not None:
             return known
         record = VolumeRecord(
-            name=name or new_id(),
+            name=made,
             created_ns=time.time_ns(),
             labels={ANONYMOUS_LABEL: "", **(labels or {})} if anonymous else labels,
             options=options,
@@ -86,16 +93,12 @@ class Volumes:
 
     async def create(self, request: VolumeCreateRequest) -> Volume:
         """``NotFound``: unknown driver. ``InvalidParameter``: a bad name or options."""
-        if request.driver not in ("", "local"):
-            raise NotFound(
-                f"create {request.name}: error looking up volume plugin {request.driver}:"
-                f' plugin "{request.driver}" not found'
-            )
         record = await self.ensure(
             request.name or None,
             anonymous=not request.name,
-            labels=request.labels or None,
-            options=request.driver_opts or None,
+            driver=request.driver,
+            labels=request.labels,
+            options=request.driver_opts,
         )
         return self._describe(record)
 
@@ -124,9 +127,10 @@ class Volumes:
         await self._workers.run(self._local.remove, name)
         self._events.publish("volume", "destroy", name, {"driver": "local"})
 
-    async def remove_unused(self, name: str) -> None:
+    async def remove_unused(self, name: str, *, anonymous_only: bool = False) -> None:
         """Remove it if no container refers to it."""
-        if name in self._volumes and not self.in_use(name):
+        known = self._volumes.get(name)
+        if known is not None and not self.in_use(name) and (known.anonymous or not anonymous_only):
             await self.remove(name, force=True)
 
     async def prune(self, filters: Filters, *, anonymous_only: bool) -> VolumesPruned:
@@ -136,7 +140,8 @@ class Volumes:
         deleted: list[str] = []
         reclaimed = 0
         for record in list(self._volumes.values()):
-            if self.in_use(record.name) or not (everything or record.anonymous):
+            # What has options is elsewhere: nothing comes free by removing it.
+            if self.in_use(record.name) or record.options or not (everything or record.anonymous):
                 continue
             if not filtering.matches_labels(filters.get("label", ()), record.labels):
                 continue

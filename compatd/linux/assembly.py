@@ -8,7 +8,9 @@ mounts away with the last of them.
 Entering a mount namespace changes the calling thread for good, so each step runs on a thread made for it.
 """
 
+import errno
 import os
+import stat
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -28,11 +30,15 @@ _MOUNT_POINT = "/sys"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bind:
-    """A file or directory of the host, with what is mounted below it, at ``target`` inside the tree."""
+    """A file or directory of the host, with what is mounted below it, at ``target`` inside the tree.
+
+    ``fd``: a detached mount in its place, used up by it; the descriptor stays the caller's.
+    """
 
     source: str
     target: str
     readonly: bool = False
+    fd: int | None = None
 
 
 class Assembly:
@@ -43,7 +49,7 @@ class Assembly:
     """
 
     def __init__(self, root_fd: int, binds: Sequence[Bind] = (), *, readonly: bool = False) -> None:
-        self._namespace, fd = _on_thread(lambda: _assemble(root_fd, binds, readonly))
+        self._namespace, fd = on_thread(lambda: _assemble(root_fd, binds, readonly))
         self.root = Rootdir(fd)
 
     def close(self) -> None:
@@ -51,6 +57,18 @@ class Assembly:
         if self._namespace >= 0:
             os.close(self._namespace)
             self._namespace = -1
+
+    def clone(self, inside: int | None = None) -> int:
+        """A detached copy of the tree, or of what the descriptor ``inside`` shows of it, for somebody else to attach.
+        The caller owns the result."""
+        where = self.root.fileno() if inside is None else inside
+
+        def clone() -> int:
+            syscalls.unshare(syscalls.CLONE_FS)
+            syscalls.setns(self._namespace, syscalls.CLONE_NEWNS)  # only there may the mount be cloned
+            return syscalls.open_tree(where, "", _TREE | syscalls.AT_EMPTY_PATH | syscalls.AT_RECURSIVE)
+
+        return on_thread(clone)
 
     def __enter__(self) -> Self:
         return self
@@ -80,7 +98,67 @@ def clone_root(pid: int) -> int:
         finally:
             os.close(namespace)
 
-    return _on_thread(clone)
+    return on_thread(clone)
+
+
+def mount_detached(source: str, path: str, fstype: str, flags: int, data: str) -> int:
+    """mount(2) as if on the host directory ``path``, seen by nobody. The caller owns the detached mount.
+
+    ``OSError``: what mount(2) says.
+    """
+
+    def mount() -> int:
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
+        syscalls.mount(source, path, fstype, flags, data)
+        if flags & syscalls.MS_BIND and flags & syscalls.MS_RDONLY:
+            syscalls.mount("", path, "", flags | syscalls.MS_REMOUNT)  # a bind takes no flags at once (mount(2))
+        return clone_tree(path)
+
+    return on_thread(mount)
+
+
+def clone_tree(where: str | int) -> int:
+    """A detached copy of a host directory or file, named by path or descriptor, with what is mounted below. The caller
+    owns the result."""
+    if isinstance(where, int):
+        return syscalls.open_tree(where, "", _TREE | syscalls.AT_EMPTY_PATH | syscalls.AT_RECURSIVE)
+    return syscalls.open_tree(syscalls.AT_FDCWD, where, _TREE | syscalls.AT_RECURSIVE)
+
+
+def clone_within(process: int, path: str) -> int:
+    """A detached copy of what is mounted at ``path`` in the tree of a process, which a descriptor of its /proc
+    directory names. The caller owns the result. ``FileNotFoundError``: nothing is mounted there."""
+
+    def clone() -> int:
+        namespace = os.open("ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process)
+        try:
+            root = Rootdir(os.open("root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=process))
+            with root:
+                syscalls.unshare(syscalls.CLONE_FS)
+                syscalls.setns(namespace, syscalls.CLONE_NEWNS)
+                where = root.open(path, os.O_PATH)
+                try:
+                    if not _is_mount_point(where):
+                        raise FileNotFoundError(errno.ENOENT, "nothing is mounted there", path)
+                    return syscalls.open_tree(where, "", _TREE | syscalls.AT_EMPTY_PATH | syscalls.AT_RECURSIVE)
+                finally:
+                    os.close(where)
+        finally:
+            os.close(namespace)
+
+    return on_thread(clone)
+
+
+def _is_mount_point(directory: int) -> bool:
+    """Only the way up from a mount's own root leads to another mount. Nothing of the tree's /proc is asked."""
+    try:
+        os.close(syscalls.openat2(directory, "..", os.O_PATH, resolve=syscalls.RESOLVE_NO_XDEV))
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        return True
+    return False
 
 
 def _assemble(root_fd: int, binds: Sequence[Bind], readonly: bool) -> tuple[int, int]:
@@ -109,7 +187,7 @@ def _assemble(root_fd: int, binds: Sequence[Bind], readonly: bool) -> tuple[int,
 
 
 def _tree(bind: Bind) -> int:
-    tree = syscalls.open_tree(syscalls.AT_FDCWD, bind.source, _TREE | syscalls.AT_RECURSIVE)
+    tree = clone_tree(bind.source) if bind.fd is None else os.dup(bind.fd)
     if bind.readonly:
         flags = syscalls.AT_EMPTY_PATH | syscalls.AT_RECURSIVE
         try:
@@ -134,7 +212,7 @@ def _attach(root_fd: int, bind: Bind, tree: int) -> None:
 
 
 def _make_target(root: Rootdir, bind: Bind) -> None:
-    if os.path.isdir(bind.source):
+    if os.path.isdir(bind.source) if bind.fd is None else stat.S_ISDIR(os.fstat(bind.fd).st_mode):
         root.makedirs(bind.target)
         return
     target = root.resolve(bind.target)
@@ -142,7 +220,8 @@ def _make_target(root: Rootdir, bind: Bind) -> None:
     os.close(root.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
 
 
-def _on_thread(work: Callable[[], T]) -> T:
+def on_thread(work: Callable[[], T]) -> T:
+    """Do ``work`` on a thread of its own, which may change its namespaces for good."""
     result: list[T] = []
     failure: list[BaseException] = []
 

@@ -11,6 +11,7 @@ import os
 import platform
 import signal
 import struct
+import sys
 
 # include/uapi/linux/mount.h
 MS_RDONLY = 0x1
@@ -254,6 +255,17 @@ def openat2(dirfd: int, path: Path, flags: int, *, mode: int = 0, resolve: int =
         if ctypes.get_errno() != errno.EAGAIN:
             break
     raise _raise("openat2", path)
+
+
+_libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_char_p)
+
+
+def filesystem_type(fd: int) -> int:
+    """fstatfs(2), f_type: the magic number of the file system that ``fd`` lies on (include/uapi/linux/magic.h)."""
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.fstatfs(fd, buffer):
+        raise _raise("fstatfs")
+    return int.from_bytes(buffer.raw[: ctypes.sizeof(ctypes.c_long)], sys.byteorder)
 
 
 def syncfs(fd: int) -> None:

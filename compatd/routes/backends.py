@@ -69,9 +69,15 @@ class Containers(Protocol):
     """Containers by reference: id, prefix of an id, or name."""
 
     async def create(
-        self, name: str | None, request: ContainerCreateRequest, platform: str | None
+        self,
+        name: str | None,
+        request: ContainerCreateRequest,
+        platform: str | None,
+        *,
+        recursive_readonly: bool,
     ) -> ContainerCreateResponse:
-        """``name`` as the client gave it; ``None`` for one that the engine makes up."""
+        """``name`` as the client gave it; ``None`` for one that the engine makes up. ``recursive_readonly``: whether a
+        bind is read-only with what is mounted below it."""
         ...
 
     async def listing(self, filters: Filters, *, all: bool, limit: int, size: bool) -> list[ContainerSummary]: ...

@@ -43,6 +43,8 @@ async def listing(backends: Backends, call: Call) -> web.StreamResponse:
 
 async def create(backends: Backends, call: Call) -> web.StreamResponse:
     request = await params.body(call, ContainerCreateRequest, required=True)
+    if (reason := versions.refusal(call.operation.id, call.version, request)) is not None:
+        raise InvalidParameter(reason)
     request = versions.upgrade(call.operation.id, call.version, request)
     mode = request.host_config.network_mode if request.host_config is not None else ""
     if call.version < (1, 44) and request.mac_address and mode.partition(":")[0] in ("host", "none", "container"):
@@ -52,7 +54,13 @@ async def create(backends: Backends, call: Call) -> web.StreamResponse:
         raise InvalidParameter(f"Container cannot be created with multiple network endpoints: {', '.join(networks)}")
     platform = params.text(call, "platform") if call.version >= (1, 41) else ""
     created = await finish(
-        call, backends.containers.create(params.text(call, "name") or None, request, platform or None)
+        call,
+        backends.containers.create(
+            params.text(call, "name") or None,
+            request,
+            platform or None,
+            recursive_readonly=call.version >= (1, 44),
+        ),
     )
     return call.json(created, 201)
 

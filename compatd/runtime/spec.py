@@ -42,7 +42,7 @@ HOST = shim.Namespace(mode="host")
 _NOSUID_NOEXEC_NODEV = syscalls.MS_NOSUID | syscalls.MS_NOEXEC | syscalls.MS_NODEV
 _PRIVATE = syscalls.MS_PRIVATE | syscalls.MS_REC
 _PROPAGATION = {
-    "": _PRIVATE,
+    "": syscalls.MS_SLAVE | syscalls.MS_REC,  # runc's own, which volumes have
     "private": syscalls.MS_PRIVATE,
     "rprivate": _PRIVATE,
     "slave": syscalls.MS_SLAVE,
@@ -92,6 +92,7 @@ class Bind:
     readonly_recursive: bool = True
     recursive: bool = True  # take the mounts below source along
     propagation: Propagation = ""
+    fd: int | None = None  # index among the launch's descriptors of a detached mount to take in place of source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +112,8 @@ class ContainerSpec:
     ``unconfined`` or a profile's JSON text. ``masked_paths`` and ``readonly_paths`` are ``None`` for Docker's lists.
     ``devices`` come from ``devices.expand`` or, for a privileged container, ``devices.host_devices``. ``files`` are
     binds that a user's mount on the same target takes precedence of (/etc/hosts and its like). ``shm`` is what
-    /dev/shm is: a tmpfs of its own, nothing, or the host's.
+    /dev/shm is: a tmpfs of its own, nothing, the host's, or the detached mount that ``shm_fd`` numbers among the
+    launch's descriptors.
     """
 
     id: str
@@ -155,7 +157,8 @@ class ContainerSpec:
     ulimits: tuple[Ulimit, ...] = ()
     oom_score_adj: int = 0
 
-    shm: Literal["private", "none", "host"] = "private"
+    shm: Literal["private", "none", "host", "fd"] = "private"
+    shm_fd: int = -1
     shm_size_bytes: int = 64 << 20
     tmpfs: Mapping[str, str] = field(default_factory=dict[str, str])  # target: options, as --tmpfs
     binds: tuple[Bind, ...] = ()
@@ -409,6 +412,16 @@ def _default_mounts(spec: ContainerSpec, place: cgroups.ContainerCgroup) -> Iter
         yield shim.MountOp(
             kind="bind", target="/dev/shm", source="/dev/shm", flags=0, recursive=True, propagation=_PRIVATE
         )
+    elif spec.shm == "fd":
+        yield shim.MountOp(
+            kind="bind",
+            target="/dev/shm",
+            source="/dev/shm",
+            fd=spec.shm_fd,
+            flags=0,
+            recursive=True,
+            propagation=_PRIVATE,
+        )
     elif spec.shm == "private":
         yield _mount("/dev/shm", "tmpfs", _NOSUID_NOEXEC_NODEV, f"mode=1777,size={spec.shm_size_bytes}", source="shm")
 
@@ -494,7 +507,7 @@ def _bind(bind: Bind, host: Host, *, readonly: bool = False) -> shim.MountOp:
     flags = syscalls.MS_RDONLY if readonly else 0
     if bind.recursive:
         flags |= syscalls.MS_REC
-    return shim.MountOp(
+    op = shim.MountOp(
         kind="bind",
         target=bind.target,
         source=bind.source,
@@ -502,6 +515,9 @@ def _bind(bind: Bind, host: Host, *, readonly: bool = False) -> shim.MountOp:
         recursive=bind.recursive and readonly and bind.readonly_recursive and host.recursive_readonly,
         propagation=_PROPAGATION[bind.propagation],
     )
+    if bind.fd is not None:
+        op["fd"] = bind.fd
+    return op
 
 
 def _tmpfs(target: str, options: str) -> shim.MountOp:

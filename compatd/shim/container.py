@@ -93,7 +93,7 @@ def become_init(document: bytes, fds: list[int], ends: Ends, report: Report) -> 
         # The plan binds the container's cgroup directories, so they have to be there before its sources are taken.
         if report.sock.recv(16) != b"cgroups":
             os._exit(1)
-        sources = rootfs.Sources(launch["mounts"])
+        sources = rootfs.Sources(launch["mounts"], fds)
         rootfs.isolate()
         root = rootfs.attach(assembled, launch["state_dir"])
         cgroup.join(launch["cgroup_joins"], born_in=report.born_in)
@@ -124,6 +124,7 @@ def become_init(document: bytes, fds: list[int], ends: Ends, report: Report) -> 
                 directory=False,
             )
             ends = Ends(slave, slave, slave)
+        plan.finish()
         if overlay["readonly"]:
             rootfs.make_readonly(root)
         report.done("mounts")
@@ -229,10 +230,16 @@ def _make_directory(root: Rootdir, path: str) -> None:
     try:
         os.close(root.open(path, os.O_PATH | os.O_DIRECTORY))
     except FileNotFoundError:
-        with contextlib.suppress(OSError):  # read-only: chdir(2) will say so
+        try:
             root.makedirs(path)
+        except OSError as error:
+            raise Failed(f"mkdir {path}: {words(error)}") from error
     except NotADirectoryError as error:
         raise Failed(f"Cannot mkdir: {path} is not a directory", "engine") from error
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise Failed(f"mkdir {path}: not a directory") from error  # a descriptor of ours: no way out
 
 
 def _take_stdio(ends: Ends, *, tty: bool) -> None:

@@ -30,21 +30,40 @@ _ATTRIBUTES = (
 )
 _PROPAGATION = syscalls.MS_PRIVATE | syscalls.MS_SLAVE | syscalls.MS_SHARED | syscalls.MS_UNBINDABLE
 _FD = "/proc/self/fd/%d"
+_PROC_SUPER_MAGIC = 0x9FA0  # include/uapi/linux/magic.h
+# Files of /proc that something else may stand for (lxcfs does that).
+_PROC_FILES = frozenset(
+    f"/proc/{name}"
+    for name in (
+        *("cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime", "loadavg", "slabinfo"),
+        *("sys/kernel/ns_last_pid", "sys/crypto/fips_enabled"),
+    )
+)
+_FLAG_NAMES = tuple(
+    (getattr(syscalls, name), name)
+    for name in (
+        *("MS_RDONLY", "MS_NOSUID", "MS_NODEV", "MS_NOEXEC", "MS_SYNCHRONOUS", "MS_REMOUNT", "MS_NOATIME"),
+        *("MS_NODIRATIME", "MS_BIND", "MS_REC", "MS_RELATIME", "MS_STRICTATIME"),
+    )
+)
 
 
 class Sources:
     """Detached copies of what the plan binds from the host, taken before the namespace's mounts are made private:
     a copy stays in its source's peer group, which is what slave and shared binds are about."""
 
-    def __init__(self, plan: list[MountOp]) -> None:
+    def __init__(self, plan: list[MountOp], fds: list[int]) -> None:
+        """``fds``: what came with the launch, detached mounts among it; those are used up."""
         self._fds: dict[int, int] = {}
         for index, op in enumerate(plan):
-            if op["kind"] == "bind":
+            if "fd" in op:
+                self._fds[index] = fds[op["fd"]]
+            elif op["kind"] == "bind":
                 source = op.get("source", "")
                 try:
                     self._fds[index] = _clone(syscalls.AT_FDCWD, source, recursive=_recursive(op))
                 except OSError as error:
-                    raise _mount_failure(op, f"open_tree src={source}: {words(error)}") from error
+                    raise Failed(f"failed to fulfil mount request: open {source}: {words(error)}") from error
 
     def take(self, index: int) -> int:
         return self._fds.pop(index)
@@ -128,7 +147,9 @@ class Plan:
 
     def __init__(self, root: Rootdir, sources: Sources) -> None:
         self._root = root
+        self._name = os.readlink(_FD % root.fileno())  # where the host's tree has it
         self._sources = sources
+        self._late: list[int] = []
         self._hidden: int | None = None  # the empty directory that covers masked ones
         self._do: dict[str, Callable[[MountOp, int], None]] = {
             "mount": self._mount,
@@ -145,21 +166,76 @@ class Plan:
             try:
                 self._do[op["kind"]](op, index)
             except OSError as error:
-                raise _mount_failure(op, words(error)) from error
+                raise _mount_failure(op, f"mount src={_source(op)}, dst={op['target']}: {words(error)}") from error
+            except Failed as error:
+                raise _mount_failure(op, str(error)) from error
+
+    def finish(self) -> None:
+        """Make those read-only at last in which other mounts had to find their places."""
+        while self._late:
+            mounted = self._late.pop()
+            syscalls.mount_setattr(mounted, "", syscalls.AT_EMPTY_PATH, attr_set=syscalls.MOUNT_ATTR_RDONLY)
+            os.close(mounted)
 
     def target(self, path: str, *, directory: bool) -> int:
         """An O_PATH descriptor of ``path`` inside, made when it is missing; the caller owns it."""
-        flags = os.O_PATH | (os.O_DIRECTORY if directory else 0)
         try:
-            return self._root.open(path, flags)
+            return self._root.open(path, os.O_PATH)
         except FileNotFoundError:
             pass
+        except OSError as error:
+            raise Failed(
+                f"create mountpoint for {path} mount: lookup mountpoint target:"
+                f" securejoin.OpenInRoot {path}: openat2 {path}: {words(error)}"
+            ) from error
+        try:
+            return self._made(path, directory=directory)
+        except OSError as error:
+            raise Failed(
+                f'create mountpoint for {path} mount: make mountpoint "{path}": mkdirat {self._name}{path}:'
+                f" {words(error)}"
+            ) from error
+
+    def _made(self, path: str, *, directory: bool) -> int:
+        flags = os.O_PATH | (os.O_DIRECTORY if directory else 0)
         if not self._make(path, directory=directory):
             where = os.fsdecode(self._root.resolve(path))  # parents are missing, or a link dangles
             self._root.makedirs(where if directory else os.path.dirname(where))
             if not directory:
                 os.close(self._root.open(where, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o755))
         return self._root.open(path, flags)
+
+    def _check(self, target: int, op: MountOp, source: int = -1) -> None:
+        """Where a mount of the user's really would go, links followed: not over the root, and not into /proc, which
+        programs trust (runc libcontainer/rootfs_linux.go, checkProcMount)."""
+        where = os.readlink(_FD % target)
+        inside = where.removeprefix(self._name)
+        path = op["target"]
+        if not inside:
+            raise Failed(
+                f'create mountpoint for {path} mount: mountpoint "{where}" is on the top of rootfs "{self._name}"'
+            )
+        if inside == "/proc":
+            if source >= 0 and syscalls.filesystem_type(source) == _PROC_SUPER_MAGIC:
+                return
+            reason = "it is not of type proc"
+        elif inside.startswith("/proc/") and inside not in _PROC_FILES:
+            reason = "it is inside /proc"
+        else:
+            return
+        raise Failed(
+            f"create mountpoint for {path} mount: check proc-safety of {path} mount:"
+            f' "{where}" cannot be mounted because {reason}'
+        )
+
+    def _check_ordinary(self, op: MountOp) -> None:
+        """No link leads to /proc and /sys: whatever is there would be taken for the kernel's."""
+        try:
+            mode = self._root.lstat(op["target"]).st_mode
+        except FileNotFoundError:
+            return
+        if not stat.S_ISDIR(mode):
+            raise Failed(f'filesystem "{op.get("fstype")}" must be mounted on ordinary directory')
 
     def _make(self, path: str, *, directory: bool) -> bool:
         """Make it where only the last name is missing."""
@@ -183,11 +259,7 @@ class Plan:
         try:
             target = self.target(path, directory=directory)
             try:
-                if not directory and stat.S_ISDIR(os.fstat(target).st_mode):
-                    raise NotADirectoryError(errno.ENOTDIR, "")  # EINVAL is move_mount(2)'s word for it
-                syscalls.move_mount(
-                    mount, "", target, "", syscalls.MOVE_MOUNT_F_EMPTY_PATH | syscalls.MOVE_MOUNT_T_EMPTY_PATH
-                )
+                _attach(mount, target, directory=directory)
             finally:
                 os.close(target)
         finally:
@@ -195,14 +267,25 @@ class Plan:
 
     def _mount(self, op: MountOp, _: int) -> None:
         fstype, data = op.get("fstype", ""), op.get("data", "")
+        if fstype in ("proc", "sysfs"):
+            self._check_ordinary(op)
         # runc: a tmpfs takes over the mode of what it covers.
         takes_mode = fstype == "tmpfs" and "mode=" not in data and self._root.exists(op["target"])
         target = self.target(op["target"], directory=True)
         try:
+            if fstype == "tmpfs":
+                self._check(target, op)
             below = os.fstat(target)
             if takes_mode:
                 data = ",".join(filter(None, (f"mode={stat.S_IMODE(below.st_mode):04o}", data)))
-            syscalls.mount(op.get("source", fstype), _FD % target, fstype, op.get("flags", 0), data)
+            flags = op.get("flags", 0)
+            late = flags & syscalls.MS_RDONLY if fstype == "tmpfs" else 0
+            try:
+                syscalls.mount(op.get("source", fstype), _FD % target, fstype, flags & ~late, data)
+            except OSError as error:
+                raise _refused(op, target, flags & ~late, data, error) from error
+            if late:
+                self._late.append(self._root.open(op["target"], os.O_PATH))
             if op.get("copy_up"):
                 # The descriptor still is the covered directory; looked up again, the path is the new mount.
                 with Rootdir(self._root.open(op["target"], os.O_PATH)) as mounted:
@@ -227,7 +310,18 @@ class Plan:
             )
         _propagate(source, op.get("propagation", syscalls.MS_PRIVATE | syscalls.MS_REC))
         directory = stat.S_ISDIR(os.fstat(source).st_mode)
-        self.cover(source, op["target"], directory=directory)
+        try:
+            target = self.target(op["target"], directory=directory)
+            try:
+                self._check(target, op, source)
+                _attach(source, target, directory=directory)
+            except OSError as error:
+                asked = syscalls.MS_BIND | (flags & ~syscalls.MS_RDONLY if op.get("recursive") else flags)
+                raise _refused(op, target, asked, "", error) from error
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
 
     def _mknod(self, op: MountOp, _: int) -> None:
         parent, name = self._parent(op["target"])
@@ -406,8 +500,23 @@ def _opened(directory: int, name: str) -> int:
     return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
 
 
+def _attach(mount: int, target: int, *, directory: bool) -> None:
+    if directory != stat.S_ISDIR(os.fstat(target).st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, "")  # EINVAL is move_mount(2)'s word for it
+    syscalls.move_mount(mount, "", target, "", syscalls.MOVE_MOUNT_F_EMPTY_PATH | syscalls.MOVE_MOUNT_T_EMPTY_PATH)
+
+
+def _refused(op: MountOp, target: int, flags: int, data: str, error: OSError) -> Failed:
+    """As runc tells of the mount(2) that it would have made."""
+    text = f"mount src={_source(op)}, dst={op['target']}, dstFd=/proc/thread-self/fd/{target}"
+    if names := "|".join(name for flag, name in _FLAG_NAMES if flags & flag):
+        text += f", flags={names}"
+    return Failed(text + (f", data={data}" if data else "") + f": {words(error)}")
+
+
 def _mount_failure(op: MountOp, why: str) -> Failed:
-    source = op.get("source") or op.get("fstype", op["kind"])
-    return Failed(
-        f'error mounting "{source}" to rootfs at "{op["target"]}": mount src={source}, dst={op["target"]}: {why}'
-    )
+    return Failed(f'error mounting "{_source(op)}" to rootfs at "{op["target"]}": {why}')
+
+
+def _source(op: MountOp) -> str:
+    return op.get("source") or op.get("fstype", op["kind"])

@@ -43,8 +43,8 @@ class MountOp(TypedDict):
 
     kind      meaning
     mount     mount ``fstype`` with ``flags`` and ``data`` on ``target``
-    bind      bind host path ``source`` on ``target``; ``flags`` (MS_RDONLY, MS_NOSUID, …) are then set on it,
-              on the whole tree if ``recursive``; ``propagation`` (MS_RPRIVATE …) last
+    bind      bind host path ``source``, or the detached mount ``fd``, on ``target``; ``flags`` (MS_RDONLY, MS_NOSUID,
+              …) are then set on it, on the whole tree if ``recursive``; ``propagation`` (MS_RPRIVATE …) last
     mknod     a device node at ``target`` (``mode`` with its type bits, ``device``, ``uid``, ``gid``)
     symlink   ``target`` becomes a link to ``source``
     mask      a file at ``target`` is covered by /dev/null, a directory by an empty read-only tmpfs; absent: skipped
@@ -54,6 +54,7 @@ class MountOp(TypedDict):
     kind: Literal["mount", "bind", "mknod", "symlink", "mask", "readonly"]
     target: str
     source: NotRequired[str]
+    fd: NotRequired[int]
     fstype: NotRequired[str]
     flags: NotRequired[int]
     data: NotRequired[str]

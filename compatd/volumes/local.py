@@ -13,6 +13,7 @@ What a crash leaves under names with a dot, ``sweep`` removes. Records (labels, 
 
 import contextlib
 import errno
+import json
 import os
 import re
 import secrets
@@ -20,8 +21,9 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from compatd.errors import InvalidParameter, NotFound, SystemFailure, Unsupported
+from compatd.errors import InvalidParameter, NotFound, SystemFailure
 from compatd.linux.rootdir import Rootdir
+from compatd.volumes.options import check_options
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 _DATA = "_data"
@@ -29,8 +31,6 @@ _COPIED = ".copied"
 _COPYING = ".copying-"
 _MAX_DEPTH = 400  # each level holds two descriptors and a Python frame
 _CHUNK_BYTES = 1 << 30
-# moby volume/local/local_unix.go, validOpts and mandatoryOpts
-_OPTIONS = {"type": ("device",), "o": ("device", "type"), "device": ("type",)}
 
 
 def no_such_volume(name: str) -> NotFound:
@@ -41,29 +41,16 @@ def no_such_volume(name: str) -> NotFound:
 def check_name(name: str) -> None:
     """``InvalidParameter`` with Docker's text unless ``name`` can be a volume's."""
     # moby volume/local/local.go, validateName
-    if len(name) == 1:
+    if len(name.encode(errors="surrogatepass")) == 1:
         raise InvalidParameter(
             f"create {name}: volume name is too short, names should be at least two alphanumeric characters"
         )
     if _NAME.fullmatch(name) is None:
         raise InvalidParameter(
-            f'create {name}: "{name}" includes invalid characters for a local volume name, only '
-            '"[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, use absolute path'
+            f"create {name}: {json.dumps(name, ensure_ascii=False)} includes invalid characters for a local volume"
+            ' name, only "[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, use'
+            " absolute path"
         )
-
-
-def check_options(name: str, options: Mapping[str, str]) -> None:
-    """``InvalidParameter`` with Docker's text for what it refuses, ``Unsupported`` for what we do not do."""
-    for option in options:
-        if option not in _OPTIONS:
-            raise InvalidParameter(f'create {name}: invalid option: "{option}"')
-    for option in options:
-        for required in _OPTIONS[option]:
-            if required not in options:
-                raise InvalidParameter(f'create {name}: missing required option: "{required}"')
-    if options:
-        listed = ", ".join(sorted(options))
-        raise Unsupported(f"create {name}: options of the local volume driver are not supported: {listed}")
 
 
 class LocalVolumes:
@@ -76,7 +63,7 @@ class LocalVolumes:
     def create(self, name: str | None = None, options: Mapping[str, str] | None = None) -> str:
         """Make a volume, on disk when this returns; one that exists stays as it is. No ``name``: 64 hex digits.
 
-        Errors: see ``check_name`` and ``check_options``; ``SystemFailure`` when the disk refuses.
+        Errors: see ``check_name`` and ``options.check_options``; ``SystemFailure`` when the disk refuses.
         """
         name = name or secrets.token_hex(32)
         check_name(name)
@@ -196,6 +183,30 @@ class LocalVolumes:
     def _discard(self, name: str) -> None:
         with Rootdir.of(self._root) as root:
             root.rmtree(name)
+
+
+def copy_into(source: Rootdir, path: str, mount: int) -> bool:
+    """``copy_up`` for what is no volume's own directory: fill the directory ``mount`` (a descriptor) if it is empty.
+
+    Killed in the middle, it stays half full.
+    """
+    try:
+        target = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
+    except NotADirectoryError:
+        return False
+    try:
+        if os.listdir(target):
+            return False
+        origin = source.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            _copy_directory(origin, target, {}, 0)
+        finally:
+            os.close(origin)
+    except OSError as error:
+        raise SystemFailure(f"failed to copy image content: {(error.strerror or '').lower()}") from error
+    finally:
+        os.close(target)
+    return True
 
 
 def _mkdir(path: Path, mode: int) -> None:

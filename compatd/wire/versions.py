@@ -220,26 +220,13 @@ def _bind(**changes: object) -> Callable[[Mount], Mount]:
     return change
 
 
-def _plain_read_only(mount: Mount) -> Mount:
-    # Before 1.44 read-only held for the mount itself and not for what is mounted below it.
-    if mount.type != "bind" or not mount.read_only or mount.bind_options is None:
-        return mount
-    return _bind(read_only_non_recursive=True, read_only_force_recursive=False)(mount)
-
-
 def _fitting_options(mount: Mount) -> Mount:
-    # Options of another type of mount were passed over before 1.42 and are refused since.
+    # Some options of another type of mount were passed over before 1.42; all are refused since.
     return msgspec.structs.replace(
         mount,
-        volume_options=mount.volume_options if mount.type == "volume" else None,
+        volume_options=None if mount.type == "tmpfs" else mount.volume_options,
         tmpfs_options=mount.tmpfs_options if mount.type == "tmpfs" else None,
     )
-
-
-def _no_subpath(mount: Mount) -> Mount:
-    if mount.volume_options is None:
-        return mount
-    return msgspec.structs.replace(mount, volume_options=msgspec.structs.replace(mount.volume_options, subpath=""))
 
 
 def _no_start_interval(request: ContainerCreateRequest) -> ContainerCreateRequest:
@@ -290,12 +277,73 @@ UPGRADES: tuple[Upgrade, ...] = (
     Upgrade("ContainerCreate", (1, 43), _host(annotations={})),
     Upgrade("ContainerCreate", (1, 44), _no_start_interval),
     Upgrade("ContainerCreate", (1, 44), _container_mac),
-    Upgrade("ContainerCreate", (1, 44), _mounts(_plain_read_only)),
-    Upgrade("ContainerCreate", (1, 45), _mounts(_no_subpath)),
     Upgrade("ContainerExec", (1, 42), _no_console_size),
     Upgrade("ContainerUpdate", ALL, _no_kernel_memory),
     Upgrade("ContainerUpdate", (1, 40), _no_pids_limit),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Clients from ``since`` on and below ``below`` may not ask of ``operation`` what ``reason`` has a text for."""
+
+    operation: str
+    below: Version
+    reason: Callable[[Any], str | None]
+    since: Version = (0, 0)
+
+
+def _of_mounts(reason: Callable[[Mount], str | None]) -> Callable[[ContainerCreateRequest], str | None]:
+    def check(request: ContainerCreateRequest) -> str | None:
+        mounts = request.host_config.mounts if request.host_config is not None else None
+        return next((text for text in map(reason, mounts or ()) if text is not None), None)
+
+    return check
+
+
+def _unfitting_options(mount: Mount) -> str | None:
+    for name, options, kind in (
+        ("VolumeOptions", mount.volume_options, "volume"),
+        ("BindOptions", mount.bind_options, "bind"),
+        ("TmpfsOptions", mount.tmpfs_options, "tmpfs"),
+    ):
+        if options is not None and mount.type != kind:
+            return f'{name} must not be specified on mount type "{mount.type}"'
+    return None
+
+
+def _forced_read_only(mount: Mount) -> str | None:
+    if mount.type == "bind" and mount.bind_options is not None and mount.bind_options.read_only_force_recursive:
+        return "BindOptions.ReadOnlyForceRecursive needs API v1.44 or newer"
+    return None
+
+
+def _subpath(mount: Mount) -> str | None:
+    if mount.volume_options is not None and mount.volume_options.subpath:
+        return "VolumeOptions.Subpath needs API v1.45 or newer"
+    return None
+
+
+def _image_mount(mount: Mount) -> str | None:
+    return 'Mount type "Image" needs API v1.48 or newer' if mount.type == "image" else None
+
+
+REFUSALS: tuple[Refusal, ...] = (
+    Refusal("ContainerCreate", ALL, _of_mounts(_unfitting_options), since=(1, 42)),
+    Refusal("ContainerCreate", (1, 44), _of_mounts(_forced_read_only)),
+    Refusal("ContainerCreate", (1, 45), _of_mounts(_subpath)),
+    Refusal("ContainerCreate", (1, 48), _of_mounts(_image_mount)),
+)
+
+
+def refusal(operation: str, version: Version, request: object) -> str | None:
+    """Why ``request`` cannot be made in this version, in Docker's words; None: it can."""
+    for known in REFUSALS:
+        if known.operation == operation and known.since <= version < known.below:
+            text = known.reason(request)
+            if text is not None:
+                return text
+    return None
 
 
 def upgrade(operation: str, version: Version, request: T) -> T:

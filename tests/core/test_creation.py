@@ -148,10 +148,8 @@ def test_bad_host_options_have_dockers_words(options: dict[str, Any], text: str)
     ("options", "name"),
     [
         ({"links": ["a:b"]}, "--link"),
-        ({"volumes_from": ["a"]}, "--volumes-from"),
         ({"device_requests": [DeviceRequest(driver="nvidia")]}, "--gpus"),
         ({"storage_opt": {"size": "1g"}}, "--storage-opt"),
-        ({"pid_mode": "container:x"}, "--pid container:"),
     ],
 )
 def test_what_is_not_there_is_refused_by_name(options: dict[str, Any], name: str) -> None:

@@ -158,9 +158,9 @@ def test_devices_outside_dev() -> None:
 
 
 def test_binds() -> None:
-    private, rshared = syscalls.MS_PRIVATE | syscalls.MS_REC, syscalls.MS_SHARED | syscalls.MS_REC
+    slave, rshared = syscalls.MS_SLAVE | syscalls.MS_REC, syscalls.MS_SHARED | syscalls.MS_REC
     plain = at(make_spec(binds=(Bind(source="/h", target="/t"),)), "/t")
-    assert (plain.get("flags"), plain.get("recursive"), plain.get("propagation")) == (syscalls.MS_REC, False, private)
+    assert (plain.get("flags"), plain.get("recursive"), plain.get("propagation")) == (syscalls.MS_REC, False, slave)
     readonly = at(make_spec(binds=(Bind(source="/h", target="/t", readonly=True),)), "/t")
     assert (readonly.get("flags"), readonly.get("recursive")) == (syscalls.MS_REC | RO, True)
     shallow = Bind(source="/h", target="/t", readonly=True, readonly_recursive=False, propagation="rshared")
@@ -170,6 +170,19 @@ def test_binds() -> None:
     assert old.get("recursive") is False
     alone = at(make_spec(binds=(Bind(source="/h", target="/t", recursive=False),)), "/t")
     assert alone.get("flags") == 0
+    assert "fd" not in alone
+    assert at(make_spec(binds=(Bind(source="/h", target="/t", fd=3),)), "/t").get("fd") == 3
+
+
+def test_shared_memory_of_another_container() -> None:
+    shared = at(make_spec(shm="fd", shm_fd=2), "/dev/shm")
+    assert (shared["kind"], shared.get("fd"), shared.get("propagation")) == (
+        "bind",
+        2,
+        syscalls.MS_PRIVATE | syscalls.MS_REC,
+    )
+    own = make_spec(shm="fd", shm_fd=2, tmpfs={"/dev/shm": "size=1m"})
+    assert at(own, "/dev/shm")["kind"] == "mount"
 
 
 def test_files_are_readonly_with_the_root_and_give_way_to_binds() -> None:

@@ -108,6 +108,6 @@ def test_mounts() -> None:
     volume = Mount(type="volume", target="/c", volume_options=VolumeOptions(subpath="d", no_copy=True))
     old = upgraded((1, 39), asked(mounts=[mount, volume])).mounts
     assert old[0].tmpfs_options is None
-    assert old[0].bind_options == BindOptions(read_only_non_recursive=True)
-    assert old[1].volume_options == VolumeOptions(no_copy=True)
+    assert old[0].bind_options == BindOptions()
+    assert old[1].volume_options == VolumeOptions(subpath="d", no_copy=True)
     assert upgraded((1, 51), asked(mounts=[mount, volume])).mounts == [mount, volume]

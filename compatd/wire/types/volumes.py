@@ -30,8 +30,8 @@ class VolumeCreateRequest(Wire, frozen=True, kw_only=True):
 
     cluster_volume_spec: dict[str, object] | None = None
     driver: str = ""
-    driver_opts: dict[str, str] = omitempty({})
-    labels: dict[str, str] = omitempty({})
+    driver_opts: dict[str, str] | None = None
+    labels: dict[str, str] | None = None
     name: str = ""
 
 
