@@ -45,6 +45,14 @@ class MountPoint(msgspec.Struct, frozen=True, kw_only=True):
     options: str = ""  # of the tmpfs
 
 
+class Link(msgspec.Struct, frozen=True, kw_only=True):
+    """The name ``alias`` for another container; ``target_name``: what that was called then."""
+
+    target_id: str
+    target_name: str
+    alias: str
+
+
 class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What the engine remembers of a container. Times are nanoseconds since 1970, 0 meaning never."""
 
@@ -68,6 +76,7 @@ class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
     restart_count: int = 0
     stopped_by_user: bool = False  # a signal was sent to it: ``unless-stopped`` leaves it alone then
     ended_by_user: bool = False  # by a signal that ends it: until the next start, no policy starts it again
+    links: tuple[Link, ...] = ()
     endpoints: dict[str, Endpoint] = {}  # by network name, while running
     health: Health | None = None  # once started with a check
     frozen_by_engine: bool = False  # while paused: for a commit, not by a user

@@ -147,6 +147,8 @@ class Containers:
             return container
         if (container_id := self._names.get(bare)) is not None:
             return self._containers[container_id]
+        if "/" in bare:
+            return self._containers[self._networks.links.resolve(reference)[1].target_id]
         found = names.find(bare, self._containers)
         if len(found) > 1:
             raise InvalidParameter(f"multiple IDs found with provided prefix: {bare}")
@@ -196,6 +198,8 @@ class Containers:
         )
         host_config = self._networks.name_mode(host_config)
         networks = self._networks.check_request(host_config, request.networking_config)
+        links = self._networks.links.read(host_config)
+        host_config = msgspec.structs.replace(host_config, links=None)
         networks, mac_address, more_warnings = endpoints.migrate_mac(networks, host_config, config.mac_address)
         config = msgspec.structs.replace(config, mac_address=mac_address)
         warnings += more_warnings
@@ -211,6 +215,7 @@ class Containers:
             config=config,
             host_config=host_config,
             networks=networks,
+            links=links,
             mounts=points,
         )
         adapted, more_warnings = self._preparation.check(record)
@@ -292,11 +297,13 @@ class Containers:
         if limit > 0:
             selected = selected[:limit]
         names: dict[str, str] = {}
+        linked = self._networks.links.names()
         return [
             inspection.summarize(
                 container.record,
                 networks=self._networks,
                 image_name=self._shown_image(container.record, names),
+                linked=linked.get(container.id, ()),
                 sizes=await self._sizes(container.record) if size else None,
             )
             for container in selected
@@ -437,7 +444,8 @@ class Containers:
         """Remove; a running one only by ``force``. Directories follow later, off the reply's path."""
         container = self.get(reference)
         if link:
-            raise SystemFailure("Conflict, cannot remove the default link name of the container")
+            await self._unlink(reference)
+            return
         if container.record.state is State.REMOVING:
             raise Conflict(f"removal of container {reference} is already in progress")
         while not await self._remove(container, volumes=volumes):
@@ -481,6 +489,14 @@ class Containers:
                 if point.type == "volume" and point.anonymous:
                     await self._volumes.remove_unused(point.name)
         return True
+
+    async def _unlink(self, reference: str) -> None:
+        if "/" not in reference.removeprefix("/"):
+            raise SystemFailure("Conflict, cannot remove the default link name of the container")
+        parent = self._containers[self._networks.links.resolve(reference)[0].id]
+        async with parent.lock:
+            links = tuple(one for one in parent.record.links if one.alias != reference.rpartition("/")[2])
+            await self._supervisor.commit(parent, msgspec.structs.replace(parent.record, links=links))
 
     def _ended(self, container: Container) -> None:
         ended = not container.alive and container.record.state is not State.RESTARTING

@@ -32,7 +32,6 @@ _PORT = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?", re.ASCII)
 
 # (option as users know it, whether the request asks for it)
 UNSUPPORTED: tuple[tuple[str, Callable[[HostConfig], Any]], ...] = (
-    ("--link", lambda h: h.links),
     ("--gpus", lambda h: h.device_requests),
     ("--storage-opt", lambda h: h.storage_opt),
     ("--cpu-rt-period", lambda h: h.cpu_realtime_period),

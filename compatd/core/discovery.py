@@ -82,9 +82,11 @@ class Discovery:
 
     def _servers(self, container_id: str) -> Sequence[Server]:
         record = self._record(container_id)
-        if record is None or not any(one.gateway or one.gateway6 for one in record.endpoints.values()):
-            return ()  # in internal networks only: no way out, for names neither
-        return self.servers(record)
+        if record is None:
+            return ()
+        # In internal networks only: no way out, for questions neither; what it can reach itself it may ask.
+        closed = not any(one.gateway or one.gateway6 for one in record.endpoints.values())
+        return [server for server in self.servers(record) if not (closed and server.on_host)]
 
     def _look_up(self, container_id: str, question: dns.Question) -> dns.Answer | None:
         record = self._record(container_id)
@@ -117,8 +119,14 @@ class Discovery:
         return None
 
     def _networks(self, record: ContainerRecord, only: str = "") -> Iterator[tuple[str, str]]:
-        """(name, id) of the networks with names that a container is in."""
-        for name, endpoint in record.endpoints.items():
+        """(name, id) of the networks with names that a container is in, as their gateways rank."""
+
+        def rank(item: tuple[str, Endpoint]) -> tuple[int, int, str]:
+            settings = record.networks.get(item[0])
+            families = bool(item[1].ip_address) + bool(item[1].ip6_address)
+            return -(settings.gw_priority if settings is not None else 0), -families, item[0]
+
+        for name, endpoint in sorted(record.endpoints.items(), key=rank):
             network = self.network(endpoint.network_id)
             if network is not None and network.has_dns and (not only or network.name.lower() == only):
                 yield name, endpoint.network_id

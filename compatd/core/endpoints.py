@@ -267,3 +267,16 @@ def port_requests(record: ContainerRecord) -> tuple[PortRequest, ...]:
                 number, _, protocol = key.partition("/")
                 requests.append(PortRequest(container_port=int(number), protocol=protocol or "tcp"))
     return tuple(requests)
+
+
+def exposed_ports(record: ContainerRecord) -> list[str]:
+    """Every ``80/tcp`` that is exposed or published, ranges expanded."""
+    keys = [*(record.config.exposed_ports or {}), *(record.host_config.port_bindings or {})]
+    return list(dict.fromkeys(port for key in keys for port in expand_port(key)))
+
+
+def expand_port(key: str) -> list[str]:
+    """``8000-8002/tcp`` as three ports; ``80`` as ``80/tcp``."""
+    numbers, _, protocol = key.partition("/")
+    first, _, last = numbers.partition("-")
+    return [f"{number}/{protocol or 'tcp'}" for number in range(int(first), int(last or first) + 1)]

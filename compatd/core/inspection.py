@@ -11,6 +11,7 @@ import msgspec
 from compatd.core import health
 from compatd.core.container import ContainerRecord
 from compatd.core.container import MountPoint as StoredMount
+from compatd.core.endpoints import exposed_ports
 from compatd.core.filters import Filters
 from compatd.core.images import format_time
 from compatd.core.lifecycle import ALIVE, State
@@ -73,7 +74,7 @@ def inspect(
 ) -> ContainerInspect:
     """``GET /containers/{id}/json``."""
     args = record.args
-    host_config = record.host_config
+    host_config = msgspec.structs.replace(record.host_config, links=networks.links.shown(record))
     if host_config.masked_paths is None and not host_config.privileged:
         host_config = msgspec.structs.replace(host_config, masked_paths=list(MASKED_PATHS))
     if host_config.readonly_paths is None and not host_config.privileged:
@@ -193,26 +194,18 @@ def port_map(record: ContainerRecord) -> PortMap:
     return ports
 
 
-def exposed_ports(record: ContainerRecord) -> list[str]:
-    """Every ``80/tcp`` that is exposed or published, ranges expanded."""
-    keys = [*(record.config.exposed_ports or {}), *(record.host_config.port_bindings or {})]
-    return list(dict.fromkeys(port for key in keys for port in expand_port(key)))
-
-
-def expand_port(key: str) -> list[str]:
-    """``8000-8002/tcp`` as three ports; ``80`` as ``80/tcp``."""
-    numbers, _, protocol = key.partition("/")
-    first, _, last = numbers.partition("-")
-    return [f"{number}/{protocol or 'tcp'}" for number in range(int(first), int(last or first) + 1)]
-
-
 def summarize(
-    record: ContainerRecord, *, networks: Networks, image_name: str, sizes: tuple[int, int] | None
+    record: ContainerRecord,
+    *,
+    networks: Networks,
+    image_name: str,
+    sizes: tuple[int, int] | None,
+    linked: Sequence[str] = (),
 ) -> ContainerSummary:
     """One entry of ``GET /containers/json``."""
     return ContainerSummary(
         id=record.id,
-        names=[f"/{record.name}"],
+        names=sorted([f"/{record.name}", *linked]),
         image=image_name,
         image_id=record.image_id,
         command=" ".join(_quote(argument) for argument in record.args),

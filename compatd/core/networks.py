@@ -27,6 +27,7 @@ from compatd.core.events import Events
 from compatd.core.filters import Filters
 from compatd.core.images import format_time
 from compatd.core.lifecycle import ALIVE
+from compatd.core.links import Links
 from compatd.core.names import find, new_id
 from compatd.core.network_request import PREDEFINED, NetworkRecord, already_exists, check_name, read
 from compatd.core.store import Delete, Put, Store
@@ -78,7 +79,9 @@ class Networks:
         self._networks = {key: msgspec.json.decode(raw, type=NetworkRecord) for key, raw in store.load("networks")}
         self._changing = asyncio.Lock()  # one network is made or removed at a time: they compete for subnets
         self._bridge: BridgeNetwork | None = None
+        self._leaving: dict[str, set[asyncio.Task[None]]] = {}  # by container
         self.discovery = Discovery(workers)
+        self.links = Links()
         self.discovery.network = self._networks.get
         self.discovery.servers = self.servers
         self.find_container: Callable[[str], ContainerRecord] = _no_container
@@ -87,6 +90,7 @@ class Networks:
     async def ensure_predefined(self) -> None:
         """Record the three networks that are always there."""
         self.discovery.records, self.discovery.find = self.running, self.find_container
+        self.links.records, self.links.find = self.running, self.find_container
         names = {record.name for record in self._networks.values()}
         for name, driver in PREDEFINED.items():
             if name not in names:
@@ -382,6 +386,8 @@ class Networks:
 
         ``NotFound``: a network is gone. Other errors in Docker's words.
         """
+        if leaving := self._leaving.pop(record.id, None):
+            await asyncio.wait(leaving)  # its addresses are free then: a restart keeps them
         mode = record.host_config.network_mode
         if mode.startswith("container:"):
             return Joined(
@@ -552,8 +558,13 @@ class Networks:
     def release_later(self, record: ContainerRecord) -> None:
         """``disconnect_later`` for a container that no one has been told of."""
         self.discovery.close(record.id)
+        leaving = self._leaving.setdefault(record.id, set())
         for endpoint in record.endpoints.values():
-            tasks.detach(self.disconnect(endpoint), name=f"disconnect {record.id[:12]}")
+            task = tasks.spawn(self.disconnect(endpoint), name=f"disconnect {record.id[:12]}")
+            leaving.add(task)
+            task.add_done_callback(leaving.discard)
+        if not leaving:
+            del self._leaving[record.id]
 
     async def unpublish(self, record: ContainerRecord) -> None:
         """Give back published ports: who hears of a container's end may publish them again."""

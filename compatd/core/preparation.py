@@ -18,6 +18,7 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -145,6 +146,7 @@ class Preparation:
 
     async def prepare(self, record: ContainerRecord, undo: AsyncExitStack) -> Prepared:
         """Make everything ready for the shim; each acquisition is undone by ``undo`` unless the start succeeds."""
+        self._networks.links.check(record)
         joined = await self._networks.connect(record)
         prepared = Prepared(networks=joined.settings, endpoints=joined.endpoints, netns_fd=joined.namespace_fd)
         undo.callback(prepared.release)
@@ -156,6 +158,7 @@ class Preparation:
             sharing.open_shared, record, self._networks.find_container, prepared.fds
         )
         prepared.extra_hosts = resolve_extra_hosts(record.host_config.extra_hosts or (), self._gateways())
+        prepared.extra_hosts += self._networks.links.hosts(record)
         prepared.lowers = await self._workers.run(self._prepare_files, record, prepared)
         prepared.log, prepared.log_connection = await open_log(record, self.paths(record.id), self._workers)
         return prepared
@@ -215,6 +218,13 @@ class Preparation:
             resolver = self._resolv_conf(record, False, True)
             _rewrite(paths.resolv_conf, lambda text: resolver if files.is_generated(text) else text)
 
+    async def tell_parents(self, record: ContainerRecord) -> None:
+        """Have containers that are linked to one that has started know its address."""
+        for parent in self._networks.links.parents(record):
+            pairs = self._networks.links.hosts(parent)
+            path = self.paths(parent.id).hosts
+            await self._workers.run(_rewrite, path, partial(files.relink_hosts, links=pairs))
+
     def _change_hosts(self, text: str, record: ContainerRecord, before: ContainerRecord) -> str:
         old, new = endpoints.addresses(before.endpoints), endpoints.addresses(record.endpoints)
         config = record.config
@@ -267,6 +277,7 @@ class Preparation:
             state_dir=str(self.state_dir(record.id)),
             lowers=prepared.lowers,
             network_files=self.paths(owner.id),
+            linked=self._networks.links.environment(record),
             netns_fd=None if prepared.netns_fd is None else index[prepared.netns_fd],
             shared={kind: index[fd] for kind, fd in prepared.shared.items()},
             sources={target: index[fd] for target, fd in prepared.sources.items()},
@@ -285,7 +296,8 @@ class Preparation:
         """The document for one more process in a running container."""
         spec = container_spec(record, paths=self.paths(record.id), state_dir=str(self.state_dir(record.id)), lowers=())
         own = {entry.partition("=")[0] for entry in request.env or ()}
-        inherited = [entry for entry in environment(record) if entry.partition("=")[0] not in own]
+        linked = self._networks.links.environment(record)
+        inherited = [entry for entry in environment(record, linked) if entry.partition("=")[0] not in own]
         return build_exec(
             spec,
             self._host,

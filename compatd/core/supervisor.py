@@ -161,6 +161,7 @@ class Supervisor:
         await self.commit(container, running)
         self._publish_mounts(running)
         self._networks.publish_connected(running)
+        await self._preparation.tell_parents(running)
         self.publish(running, "start")
         self._notify_changed(container)
 

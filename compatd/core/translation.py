@@ -49,12 +49,13 @@ def container_spec(
     sources: Mapping[str, int] | None = None,
     network_files: ContainerPaths | None = None,
     log: shim.Log | None = None,
+    linked: Sequence[str] = (),
 ) -> ContainerSpec:
     """``netns_fd``: index of the network namespace among the descriptors that go with the launch; None: the host's.
     ``shared``: likewise of what comes from another container, ``pid``, ``ipc`` and ``shm``; ``sources``: of detached
     mounts, by target.
     ``network_files``: where hosts, hostname and resolv.conf are, if not among the container's own.
-    ``log``: None writes none.
+    ``log``: None writes none. ``linked``: variables that tell of linked containers.
 
     ``InvalidParameter`` in Docker's words for options that make no sense.
     """
@@ -71,7 +72,7 @@ def container_spec(
         volatile=host_config.auto_remove,
         readonly_rootfs=host_config.readonly_rootfs,
         args=record.args,
-        env=environment(record),
+        env=environment(record, linked),
         cwd=config.working_dir or "/",
         user=config.user,
         group_add=tuple(host_config.group_add or ()),
@@ -138,13 +139,14 @@ def _shm(ipc_mode: str) -> Literal["private", "none", "host"]:
     return "none" if ipc_mode == "none" else "host" if ipc_mode == "host" else "private"
 
 
-def environment(record: ContainerRecord) -> tuple[str, ...]:
-    """PATH and HOSTNAME first, then the configured variables; one without a value is left out
+def environment(record: ContainerRecord, linked: Sequence[str] = ()) -> tuple[str, ...]:
+    """PATH and HOSTNAME first, then ``linked`` and the configured variables; one without a value is left out
     (moby daemon/container/env.go)."""
     given = {entry.partition("=")[0]: entry for entry in record.config.env or () if "=" in entry}
     base = {"PATH": DEFAULT_PATH, "HOSTNAME": f"HOSTNAME={record.config.hostname}"}
     if record.config.tty:
         base["TERM"] = "TERM=xterm"
+    base |= {entry.partition("=")[0]: entry for entry in linked}
     return tuple((base | given).values())
 
 
