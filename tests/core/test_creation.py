@@ -147,7 +147,6 @@ def test_bad_host_options_have_dockers_words(options: dict[str, Any], text: str)
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        ({"links": ["a:b"]}, "--link"),
         ({"device_requests": [DeviceRequest(driver="nvidia")]}, "--gpus"),
         ({"storage_opt": {"size": "1g"}}, "--storage-opt"),
     ],
