@@ -37,8 +37,9 @@ from compatd.core.system import System
 from compatd.core.transfers import Transfers
 from compatd.core.updates import Updates
 from compatd.core.volumes import Volumes
+from compatd.errors import SystemFailure
 from compatd.images.content import ContentStore
-from compatd.images.directories import DirectoryStore
+from compatd.images.directories import DirectoryStore, why_unpacked
 from compatd.linux.inotify import Watches
 from compatd.linux.placement import spread
 from compatd.listeners import Listeners, notify
@@ -82,7 +83,7 @@ async def start(config: Config, stack: AsyncExitStack) -> Backends:
     stack.callback(watches.close)
     data = Path(config.data_root)
     content = ContentStore(data)
-    layers = DirectoryStore(data)
+    layers, layer_form = await workers.run(_open_layers, config, data)
     stack.callback(layers.close)
     images = Images(store=store, events=events, content=content, layers=layers, workers=workers)
     volumes = Volumes(store=store, events=events, local=LocalVolumes(data / "volumes"), workers=workers)
@@ -135,6 +136,7 @@ async def start(config: Config, stack: AsyncExitStack) -> Backends:
         images=images,
         volumes=volumes,
         builds=builds,
+        layer_form=layer_form,
     )
     await networks.ensure_predefined()
     await workers.run(volumes.sweep)
@@ -178,6 +180,18 @@ async def start(config: Config, stack: AsyncExitStack) -> Backends:
         logins=transfers,
         events=events,
     )
+
+
+def _open_layers(config: Config, data: Path) -> tuple[DirectoryStore, str]:
+    """The layer store, and what it makes of a layer. ``SystemFailure``: not the form that was demanded."""
+    if config.storage_driver == "directories":
+        return DirectoryStore(data), "directories"
+    reason = why_unpacked(data)
+    if reason and config.storage_driver == "erofs":
+        raise SystemFailure(f"error initializing graphdriver: driver not supported: erofs: {reason}")
+    if reason:
+        log.info("image layers are unpacked: %s", reason)
+    return DirectoryStore(data, indexed=not reason), "directories" if reason else "erofs"
 
 
 def run(config: Config, listeners: Listeners) -> int:

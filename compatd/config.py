@@ -146,7 +146,13 @@ OPTIONS = (
     Option("tlskey", "string", "tls_key", metavar="file", help="Path to TLS key file"),
     Option("label", "list", "labels", "labels", check=_check_label, help="Set key=value labels to the daemon"),
     Option("cgroup-parent", "string", "cgroup_parent", help="Set parent cgroup for all containers"),
-    Option("storage-driver", "string", "storage_driver", short="s", help="Layer store: overlay2 (directories)"),
+    Option(
+        "storage-driver",
+        "string",
+        "storage_driver",
+        short="s",
+        help="overlay2, with layers mounted where possible; erofs: refuse to start where not; directories: unpack them",
+    ),
     Option("log-driver", "string", "log_driver", help="Default driver for container logs"),
     Option("log-opt", "map", "log_opts", "log-opts", help="Default log driver options"),
     Option(
@@ -476,7 +482,7 @@ def _check(config: Config) -> None:
         raise ConfigError(f"invalid max concurrent downloads: {config.max_concurrent_downloads}")
     if config.max_concurrent_uploads < 0:
         raise ConfigError(f"invalid max concurrent uploads: {config.max_concurrent_uploads}")
-    if config.storage_driver not in ("", "overlay2", "directories"):
+    if config.storage_driver not in ("", "overlay2", "erofs", "directories"):
         raise ConfigError(f"error initializing graphdriver: driver not supported: {config.storage_driver}")
 
 

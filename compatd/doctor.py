@@ -19,6 +19,7 @@ from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Literal
 
+from compatd.images import indexes
 from compatd.linux import syscalls
 from compatd.network import bridge, nat, netns
 from compatd.runtime.host import Host, probe_host
@@ -163,7 +164,9 @@ def _layers(data_root: Path) -> Finding:
     try:
         with tempfile.TemporaryDirectory(prefix=".compatd-doctor-", dir=parent) as folder:
             mount_overlay(Path(folder))
-        return Finding(name="image layers", status="ok", detail=f"overlayfs works on {parent}")
+            reason = indexes.probe(Path(folder))
+        how = f"layers are unpacked: {reason}" if reason else "layers are mounted without unpacking"
+        return Finding(name="image layers", status="ok", detail=f"overlayfs works on {parent}; {how}")
     except OSError as error:
         return Finding(
             name="image layers",

@@ -53,6 +53,7 @@ class System:
         images: Images,
         volumes: Volumes,
         builds: Builds,
+        layer_form: str,
     ) -> None:
         self._config = config
         self._host = host
@@ -61,6 +62,7 @@ class System:
         self._images = images
         self._volumes = volumes
         self._builds = builds
+        self._layer_form = layer_form
         self._id = _engine_id(Path(config.data_root))
 
     def version(self) -> Version:
@@ -113,7 +115,7 @@ class System:
             containers_stopped=count(State.CREATED, State.EXITED, State.DEAD, State.RESTARTING),
             images=len(self._images),
             driver="overlay2",
-            driver_status=[("Layer Store", "directories"), ("Supports d_type", "true"), ("userxattr", "false")],
+            driver_status=[("Layer Store", self._layer_form), ("Supports d_type", "true"), ("userxattr", "false")],
             plugins=PluginsInfo(volume=["local"], network=["bridge", "host", "null"], log=list(drivers.LISTED)),
             memory_limit=support.memory_limit,
             swap_limit=support.swap_limit,

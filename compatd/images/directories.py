@@ -1,15 +1,19 @@
-"""The layer store that unpacks: each layer is a directory, ready to be stacked by overlayfs on any kernel.
+"""The layer store: each layer is a directory that has the layer's tar, and a form of it for overlayfs to stack.
 
     <root>/layers/<hex of diff id>/layer.tar    the tar, byte for byte
-                                   fs/          what it unpacks to, whiteouts as overlayfs has them; for a large
-                                                layer whose upper directory was kept, only when it is first needed
+                                   index.erofs  by which the tar is mounted as it lies, see ``images.indexes``; or
+                                   fs/          what it unpacks to, whiteouts as overlayfs has them
                                    meta.json    size, format, and the boot in which it was made until it is settled
     <root>/layers/.staging/<random>/…           layers being made or removed
     <root>/layers/.init/                        what lies below every container, see ``layers``
                   .empty/                       a lower directory for stacks that lack one
 
 A layer is published by renaming its staging directory, and removed by renaming it back there first. ``layer.tar``
-is the truth: after a power failure ``fs`` is made again from it.
+is the truth: its form is made from it, and made again after a power failure or when an index is found damaged.
+
+What arrives as a tar is indexed where this machine can mount that, and unpacked elsewhere. What arrives as the
+writable directory of an overlay is that form already, if it need not be kept; if it must, and is large, the form is
+made when it is first needed. A layer keeps its form, so a store may have both.
 """
 
 import errno
@@ -21,6 +25,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import BinaryIO, Self
@@ -29,8 +34,10 @@ import msgspec
 
 from compatd.errors import NotFound, SystemFailure
 from compatd.images.content import DiffId, parse_digest
+from compatd.images.indexes import INDEX, SIDE, TAR, Mounts, probe, write_index
 from compatd.images.layers import LayerInfo, digest_differs, layer_missing, make_init
 from compatd.images.tar import BadArchive, Readable, write_all
+from compatd.images.tarindex import Tree, read_tree
 from compatd.images.trees import Contents, Packer, failure, unpack
 from compatd.linux import syscalls
 from compatd.linux.placement import spread
@@ -46,6 +53,7 @@ _QUEUED_READS = 8
 _PLACES = 4
 _SLOW_NS = 150_000
 _LATE_BYTES = 8 << 20
+_FORMS = (SIDE, INDEX, "fs")
 
 
 class _Meta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,12 +61,24 @@ class _Meta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     size_bytes: int
     entries: int
     boot: str | None
+    index: str = ""  # its digest in hex, if the layer has one
+
+
+def why_unpacked(root: Path) -> str:
+    """Why a store below ``root`` cannot be ``indexed`` on this machine; empty if it can."""
+    staging = root / "layers" / ".staging"
+    staging.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return probe(staging)  # killed meanwhile, it leaves what a store sweeps
 
 
 class DirectoryStore:
-    """``LayerStore`` over directories on one file system that can carry an overlay (not itself one)."""
+    """``LayerStore`` over directories on one file system that can carry an overlay (not itself one).
 
-    def __init__(self, root: Path) -> None:
+    ``indexed``: mount layers by an index, see ``why_unpacked``.
+    """
+
+    def __init__(self, root: Path, *, indexed: bool = False) -> None:
+        self._mounts = Mounts() if indexed else None
         self._layers = root / "layers"
         self._staging = self._layers / ".staging"
         self._empty = self._layers / ".empty"
@@ -71,7 +91,7 @@ class DirectoryStore:
         spread(self._staging)
         self._litter = list(self._staging.iterdir())
         self._unsettled: set[DiffId] = set()
-        self._unpacking = threading.Lock()
+        self._forming = threading.Lock()
         self._boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
     # Making
@@ -82,13 +102,13 @@ class DirectoryStore:
             tar = staged.create_tar()
             try:
                 with closing(_Tap(stream, tar)) as tap:
-                    contents = staged.unpack(tap)
+                    form = self._begin_form(staged, tap)
                     diff_id = DiffId("sha256:" + tap.finish())
             finally:
                 os.close(tar)
             if expected is not None and diff_id != expected:
                 raise digest_differs(expected, diff_id)
-            self._publish(staged, diff_id, contents)
+            self._publish(staged, diff_id, self._finish_form(staged, form))
             return diff_id
         except OSError as error:
             raise failure(error, "layer") from error
@@ -115,11 +135,11 @@ class DirectoryStore:
                 return None
             if adopted:
                 os.chmod(staged.path / "fs", 0o755)
-            elif (staged.path / "layer.tar").stat().st_size < _LATE_BYTES:
-                with (staged.path / "layer.tar").open("rb", buffering=0) as file:
-                    staged.unpack(file)
+            meta = self._meta(packer.contents)
+            if not adopted and (staged.path / TAR).stat().st_size < _LATE_BYTES:
+                meta = self._make_form(staged, staged.path)
             diff_id = DiffId("sha256:" + digest.hexdigest())
-            self._publish(staged, diff_id, packer.contents)
+            self._publish(staged, diff_id, meta)
             return diff_id
         except OSError as error:
             raise failure(error, "layer") from error
@@ -128,8 +148,30 @@ class DirectoryStore:
             if not keep:
                 _remove_all(upper.parent, [os.fsencode(upper.name)])
 
-    def _publish(self, staged: "_Staged", diff_id: DiffId, contents: Contents) -> None:
-        meta = _Meta(_FORMAT, contents.size_bytes, contents.entries, self._boot)
+    def _begin_form(self, staged: "_Staged", stream: Readable) -> Contents | Tree:
+        """Read a tar to the stream's end, for the form that a layer gets here."""
+        if self._mounts is None:
+            return staged.unpack(stream)
+        tree = read_tree(stream)
+        while stream.read(_READ_BYTES):  # what follows the archive's end belongs to its digest
+            pass
+        return tree
+
+    def _finish_form(self, staged: "_Staged", form: Contents | Tree, layer: Path | None = None) -> _Meta:
+        """Now that the tar is there, in ``layer`` if not in ``staged``: write the form down."""
+        if isinstance(form, Contents):
+            return self._meta(form)
+        return self._meta(form.contents, write_index(form, layer or staged.path, staged.path))
+
+    def _make_form(self, staged: "_Staged", layer: Path) -> _Meta:
+        """In ``staged``, the form of a layer whose tar is there."""
+        with (layer / TAR).open("rb", buffering=0) as file:
+            return self._finish_form(staged, self._begin_form(staged, file), layer)
+
+    def _meta(self, contents: Contents, index: str = "") -> _Meta:
+        return _Meta(_FORMAT, contents.size_bytes, contents.entries, self._boot, index)
+
+    def _publish(self, staged: "_Staged", diff_id: DiffId, meta: _Meta) -> None:
         (staged.path / "meta.json").write_bytes(msgspec.json.encode(meta))
         self._unsettled.add(diff_id)
         try:
@@ -147,7 +189,7 @@ class DirectoryStore:
         path = self._path(diff_id)
         try:
             meta = _read_meta(path)
-            tar_bytes = (path / "layer.tar").stat().st_size
+            tar_bytes = (path / TAR).stat().st_size
         except FileNotFoundError:
             raise layer_missing(diff_id) from None
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
@@ -187,26 +229,42 @@ class DirectoryStore:
         for diff_id in dict.fromkeys(reversed(diff_ids)):
             if not self.has(diff_id):
                 raise layer_missing(diff_id)
-            path = self._path(diff_id) / "fs"
-            if not path.exists():
-                self._unpack_late(diff_id)
-            paths.append(str(path))
+            path = self._path(diff_id)
+            if (path / "fs").exists():
+                paths.append(str(path / "fs"))
+            elif self._mounts is not None:
+                paths.append(self._mounts.path(diff_id, path, partial(self._verify_index, diff_id)))
+            else:
+                self._form_late(diff_id)
+                paths.append(str(path / "fs"))
         return paths
 
-    def _unpack_late(self, diff_id: DiffId) -> None:
+    def _verify_index(self, diff_id: DiffId) -> None:
+        """Before a layer is mounted: have an index, and the one that was written."""
+        try:
+            digest = hashlib.sha256((self._path(diff_id) / INDEX).read_bytes()).hexdigest()
+            if digest == _read_meta(self._path(diff_id)).index:
+                return
+            log.warning("the index of layer %s is damaged and is made again", diff_id)
+        except FileNotFoundError:  # not made yet
+            pass
+        self._form_late(diff_id)
+
+    def _form_late(self, diff_id: DiffId) -> None:
+        """Give a layer that has but its tar the form that it has on this machine."""
         path = self._path(diff_id)
         staged = _Staged(self._staging)
         try:
-            with self._unpacking:
+            with self._forming:
                 if (path / "fs").exists():  # somebody else was here
                     return
-                meta = _read_meta(path)
-                with (path / "layer.tar").open("rb", buffering=0) as file:
-                    staged.unpack(file)
+                meta = self._make_form(staged, path)
                 # What is new may not survive a power failure, so the next boot has to make it again.
-                self._write_meta(path, msgspec.structs.replace(meta, boot=self._boot))
+                self._write_meta(path, meta)
                 self._unsettled.add(diff_id)
-                os.rename(staged.path / "fs", path / "fs")
+                for name in _FORMS:
+                    with suppress(FileNotFoundError):
+                        os.rename(staged.path / name, path / name)
         except FileNotFoundError:
             raise layer_missing(diff_id) from None  # removed meanwhile
         except OSError as error:
@@ -216,7 +274,7 @@ class DirectoryStore:
 
     def open_tar(self, diff_id: DiffId) -> BinaryIO:
         try:
-            return (self._path(diff_id) / "layer.tar").open("rb")
+            return (self._path(diff_id) / TAR).open("rb")
         except FileNotFoundError:
             raise layer_missing(diff_id) from None
 
@@ -229,6 +287,8 @@ class DirectoryStore:
     # Keeping and ending
 
     def remove(self, diff_id: DiffId) -> bool:
+        if self._mounts is not None:
+            self._mounts.drop(diff_id)
         staged = _Staged(self._staging)
         try:
             os.rename(self._path(diff_id), staged.path / "removed")
@@ -257,14 +317,16 @@ class DirectoryStore:
             os.close(fd)
         for path, meta in unsettled:
             with suppress(FileNotFoundError):  # removed meanwhile
+                if meta.index:
+                    _drop_cached(path / TAR)
                 self._write_meta(path, msgspec.structs.replace(meta, boot=None))
 
     def _settle_tar(self, path: Path, meta: _Meta) -> bool:
         """Settle a layer that is its tar only, without making everybody else's writes hurry; False if it is more."""
-        with self._unpacking, suppress(FileNotFoundError):  # removed meanwhile
-            if (path / "fs").exists():
+        with self._forming, suppress(FileNotFoundError):  # removed meanwhile
+            if any((path / name).exists() for name in _FORMS):
                 return False
-            for part in (path / "layer.tar", path, self._layers):
+            for part in (path / TAR, path, self._layers):
                 fd = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
                 try:
                     os.fsync(fd)
@@ -305,18 +367,19 @@ class DirectoryStore:
         staged = _Staged(self._staging)
         try:
             digest = hashlib.sha256()
-            with (path / "layer.tar").open("rb", buffering=0) as file:
+            with (path / TAR).open("rb", buffering=0) as file:
                 while data := file.read(_READ_BYTES):
                     digest.update(data)
                 if "sha256:" + digest.hexdigest() != diff_id:
                     raise ValueError(diff_id)
-                file.seek(0)
-                contents = staged.unpack(file)
+            fresh = self._make_form(staged, path)
             # Killed between these, the layer still says that it wants checking.
-            if (path / "fs").exists():
-                os.rename(path / "fs", staged.path / "old")
-            os.rename(staged.path / "fs", path / "fs")
-            self._write_meta(path, _Meta(_FORMAT, contents.size_bytes, contents.entries, self._boot))
+            for name in _FORMS:
+                with suppress(FileNotFoundError):
+                    os.rename(path / name, staged.path / f"old-{name}")
+                with suppress(FileNotFoundError):
+                    os.rename(staged.path / name, path / name)
+            self._write_meta(path, fresh)
             self._unsettled.add(diff_id)
         except (OSError, ValueError, BadArchive):
             log.warning("layer %s is damaged and was removed", diff_id)
@@ -326,6 +389,8 @@ class DirectoryStore:
 
     def close(self) -> None:
         self._settle_rest()
+        if self._mounts is not None:
+            self._mounts.close()
 
     def _path(self, diff_id: DiffId) -> Path:
         return self._layers / parse_digest(diff_id).removeprefix("sha256:")
@@ -353,7 +418,7 @@ class _Staged:
         return cls(staging)
 
     def create_tar(self) -> int:
-        return os.open(self.path / "layer.tar", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o400)
+        return os.open(self.path / TAR, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o400)
 
     def unpack(self, stream: Readable) -> Contents:
         """Unpack into ``fs`` and read the stream to its end."""
@@ -390,7 +455,7 @@ class _Tap:
             return data
         self._passed += len(data)
         if self._thread is None and self._passed > _INLINE_BYTES:
-            self._thread = threading.Thread(target=self._work, name="layer tar")
+            self._thread = threading.Thread(target=self._work, name=TAR)
             self._thread.start()
         if self._thread is None:
             self._keep(data)
@@ -426,6 +491,15 @@ class _Tap:
             self._queue.put(b"")
             self._thread.join()
             self._thread = None
+
+
+def _drop_cached(tar: Path) -> None:
+    """What is read of an indexed layer is cached for the mount; the kernel need not have it a second time."""
+    fd = os.open(tar, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
 
 
 def _mount_overlay(lowers: Sequence[str], upper: Path | None, work: Path | None, volatile: bool) -> int:

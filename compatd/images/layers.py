@@ -29,9 +29,9 @@ of ``lowers`` and of a ``mount`` with an upper directory, not of an image that i
 
 Paths. ``lowers`` gives paths that are valid in the engine's mount namespace and those which share its mounts, until
 the layer is removed or the store closed. A store that has to mount something first (one file system per layer) does
-so on the first call, below the engine's own run directory, and keeps it mounted for all images together, so that
-containers share its page cache. An overlay holds what it was made of: neither ``close`` nor the engine's death
-takes a root away from a running container, and the next engine finds or makes the mounts again.
+so on the first call, attached nowhere, and keeps it mounted for all images together, so that containers share its
+page cache. An overlay holds what it was made of: neither ``close`` nor the engine's death takes a root away from a
+running container, and the next engine makes the mounts again.
 
 What a crash leaves. Killed at any instant, the store holds whole layers and staging litter, which ``sweep`` takes
 away at the next start. A power failure is another matter: ``apply`` and ``commit`` do not wait for the disk (thirty

@@ -451,6 +451,57 @@ class _Seeker(TarReader):
         self._position = self._left = self._padding = 0
 
 
+class PositionedReader(TarReader):
+    """Also knows where in the stream the current entry's content begins, and what followed the one before."""
+
+    def __init__(self, stream: Readable) -> None:
+        self._counted = _Counted(stream)
+        super().__init__(self._counted)
+        self.padded = True
+        """Whether the entry before this one was filled up to a whole block, with zeros."""
+
+    @property
+    def offset(self) -> int:
+        return self._counted.passed - (len(self._buffer) - self._position)
+
+    def next(self) -> Entry | None:
+        self.padded = True
+        return super().next()
+
+    def _skip(self) -> None:
+        end = self._position + self._left + self._padding
+        if end <= len(self._buffer):  # the usual small file
+            self.padded = self._buffer.startswith(_ZERO[: self._padding], end - self._padding)
+            self._position = end
+            self._left = self._padding = 0
+            return
+        while self._left:
+            if not self.read(_CHUNK_BYTES):
+                _truncated()
+        padding = self._padding
+        self._padding = 0
+        self.padded = self._take_partly(padding) == _ZERO[:padding]
+
+    def _take_partly(self, size: int) -> bytes:
+        taken = b""
+        while len(taken) < size and (self._position < len(self._buffer) or self._fill(partial=True)):
+            data = self._buffer[self._position : self._position + size - len(taken)]
+            self._position += len(data)
+            taken += data
+        return taken
+
+
+class _Counted:
+    def __init__(self, stream: Readable) -> None:
+        self._stream = stream
+        self.passed = 0
+
+    def read(self, size: int, /) -> bytes:
+        data = self._stream.read(size)
+        self.passed += len(data)
+        return data
+
+
 def looks_like_tar(block: bytes) -> bool:
     """Whether an archive may begin with ``block``: a header with a right checksum, or the zeros of an empty one."""
     if len(block) < BLOCK_BYTES:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,12 @@ from tests.suites.layer_store import LayerStoreSuite, archive, file, mounted, pu
 pytestmark = pytest.mark.root
 
 
-class TestDirectoryStore(LayerStoreSuite):
+class TestUnpacked(LayerStoreSuite):
     make = DirectoryStore
+
+
+class TestIndexed(LayerStoreSuite):
+    make = partial(DirectoryStore, indexed=True)
 
 
 def unsettled(root: Path, store: DirectoryStore) -> tuple[DirectoryStore, Path]:

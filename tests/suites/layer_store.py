@@ -109,7 +109,7 @@ _NAMES = st.sampled_from(
     "up/.wh.outside . .. / a//b .wh. dev/n".split()
 )
 _TARGETS = st.sampled_from("a ../../outside /etc .. . up/outside l x/y /".split())
-_ENTRIES = st.builds(
+ENTRIES = st.builds(
     Entry,
     name=_NAMES.map(str.encode),
     size=st.just(0),
@@ -125,6 +125,10 @@ _ENTRIES = st.builds(
         [{}, {b"user.a": b"b"}, {b"trusted.overlay.redirect": b"/etc"}, {b"trusted.overlay.opaque": b"y"}]
     ),
 )
+
+
+# Subclasses share the method, each with a store of its own.
+_SUPPRESSED = [HealthCheck.function_scoped_fixture, HealthCheck.differing_executors]
 
 
 @pytest.mark.root
@@ -530,8 +534,8 @@ class LayerStoreSuite:
             assert not root.exists("d/s")
             assert root.xattrs("d") == {}
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    @given(entries=st.lists(_ENTRIES, max_size=8), cut=st.integers(0, 3000))
+    @settings(max_examples=60, deadline=None, suppress_health_check=_SUPPRESSED)
+    @given(entries=st.lists(ENTRIES, max_size=8), cut=st.integers(0, 3000))
     def test_no_archive_reaches_outside(
         self, tmp_path_factory: pytest.TempPathFactory, entries: list[Entry], cut: int
     ) -> None:
