@@ -130,6 +130,7 @@ class Containers:
         self.exec_ids: Callable[[Container], Sequence[str]] = lambda _: ()
         supervisor.on_ended.append(self._ended)
         images.in_use.append(self._users_of_image)
+        images.mounted_by = self._mounters_of_image
         images.layers_in_use.append(self._layers)
         volumes.in_use = self._users_of_volume
 
@@ -645,6 +646,13 @@ class Containers:
 
     def _users_of_image(self, image_id: str) -> list[tuple[str, bool]]:
         return [(c.id, c.alive) for c in self._containers.values() if c.record.image_id == image_id]
+
+    def _mounters_of_image(self, image_id: str) -> list[str]:
+        return [
+            c.id
+            for c in self._containers.values()
+            if any(point.type == "image" and point.source == image_id for point in c.record.mounts)
+        ]
 
     def _users_of_volume(self, name: str) -> list[str]:
         return [

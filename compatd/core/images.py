@@ -91,6 +91,7 @@ class Images:
         self._leases: dict[object, set[str]] = {}
         # Asked before an image goes: (container id, whether it runs) of those made from an image; layers they stand on.
         self.in_use: list[Callable[[str], list[tuple[str, bool]]]] = []
+        self.mounted_by: Callable[[str], list[str]] = lambda _image_id: []
         self.layers_in_use: list[Callable[[], set[str]]] = []
 
     # ------------------------------------------------------------------ reading
@@ -288,11 +289,12 @@ class Images:
         by_name = not image.id.removeprefix("sha256:").startswith(reference.removeprefix("sha256:"))
         users = self._users(image)
         if by_name:
-            if _is_single(keys) and users and not force:
+            holders = [user for user, _ in users] + self.mounted_by(image.id)
+            if _is_single(keys) and holders and not force:
                 # Without its name the image would dangle, and that wants to be said twice.
                 raise Conflict(
                     f'conflict: unable to remove repository reference "{reference}" (must force)'
-                    f" - container {users[0][0][:12]} is using its referenced image {image.record.short_id}"
+                    f" - container {holders[0][:12]} is using its referenced image {image.record.short_id}"
                 )
             name = parse_normalized(reference)
             key = f"{name.name}@{name.digest}" if name.digest else str(name.with_default_tag())
