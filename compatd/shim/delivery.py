@@ -19,13 +19,14 @@ from typing import Any
 from compatd.shim.jsonlog import timestamp
 from compatd.shim.lines import Lines, Partial
 from compatd.shim.logfile import LogFile
-from compatd.shim.loop import IN, OUT, Loop, Timer
+from compatd.shim.loop import HUP, IN, OUT, Loop, Timer
 from compatd.shim.spec import Journal, Log, Syslog
 
 BUFFER_BYTES = 1_000_000  # moby daemon/logger/ring.go
 LINGER_S = 10.0  # moby daemon/container/monitor.go, loggerCloseTimeout
 RETRY_S = 1.0
 _BATCH_BYTES = 1 << 16
+_DOUBTFUL = 16  # messages
 _ERROR, _INFO = 3, 6  # syslog(3)
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _DATAGRAMS = ("udp", "unixgram")
@@ -135,6 +136,9 @@ class Delivery:
         self._up = False  # connected, and shaken hands
         self._away = False  # the last attempt to be so has failed
         self._watched = 0
+        # The other side will say no more: it has gone, or only half. What it is sent then is sent again if it had gone.
+        self._deaf = False
+        self._doubtful: collections.deque[bytes] = collections.deque(maxlen=_DOUBTFUL)
         self._next = 0  # address
         self._tried_s = -RETRY_S
         self._retry: Timer | None = None
@@ -226,13 +230,14 @@ class Delivery:
         sock.setblocking(False)
         self._sock = sock
         self._sent_bytes = 0
-        self._watched = 0
+        self._watched = -1
+        self._deaf = False
         self._watch(IN)
 
     def _watch(self, events: int) -> None:
         if events != self._watched:
             self._watched = events
-            self._loop.watch(self._sock.fileno(), events, lambda _: self._on_event())
+            self._loop.watch(self._sock.fileno(), events, self._on_event)
 
     def _disconnect(self) -> None:
         if self._sock is not None:
@@ -247,25 +252,32 @@ class Delivery:
         self._disconnect()
         was_blocked = self.blocked
         self._away = True
+        self._queue.extendleft(reversed(self._doubtful))
+        self._queued_bytes += sum(map(len, self._doubtful))
+        self._doubtful.clear()
         if was_blocked:
             self._drained()  # nobody waits for one who is away
         self._deliver()
 
-    def _on_event(self) -> None:
+    def _on_event(self, events: int) -> None:
         try:
             if not self._up:
                 self._shake_hands()
             if self._network == "udp":
                 self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # nobody was there, but may be now
-            elif not self._sock.recv(_BATCH_BYTES):
-                raise ConnectionResetError  # noticed before something is sent to it and lost
+            elif events & HUP:
+                raise ConnectionResetError
+            elif not self._deaf and not self._sock.recv(_BATCH_BYTES):
+                if self._tls is not None:
+                    raise ConnectionResetError
+                self._deaf = True
         except OSError as error:
-            events = _must_wait(error)
-            if not events:
+            wanted = _must_wait(error)
+            if not wanted:
                 self._lose()
                 return
             if not self._up:
-                self._watch(events)
+                self._watch(wanted)
                 return
         self._flush()
 
@@ -291,7 +303,7 @@ class Delivery:
             if not _must_wait(error):
                 self._lose()
                 return
-        self._watch(IN | OUT if self._queue else IN)
+        self._watch((0 if self._deaf else IN) | (OUT if self._queue else 0))
         if was_blocked and not self.blocked:
             self._drained()
 
@@ -313,7 +325,10 @@ class Delivery:
             self._taken()
 
     def _taken(self) -> None:
-        self._queued_bytes -= len(self._queue.popleft())
+        message = self._queue.popleft()
+        self._queued_bytes -= len(message)
+        if self._deaf:
+            self._doubtful.append(message)
 
     def _send_datagram(self, message: bytes) -> None:
         """``OSError`` when it should be tried again; a message that cannot be sent at all is dropped."""
