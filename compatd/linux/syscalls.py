@@ -73,6 +73,7 @@ CLONE_NEWIPC = 0x8000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
+CLONE_PARENT = 0x00008000
 CLONE_INTO_CGROUP = 0x200000000
 
 # include/uapi/linux/prctl.h
@@ -390,6 +391,13 @@ def close_range(first: int, last: int = 0xFFFFFFFF) -> None:
     _call("close_range", ctypes.c_uint(first), ctypes.c_uint(last), ctypes.c_uint(0))
 
 
+def file_system_of(fd: int) -> int:
+    """fstatfs(2): the magic number of the file system that ``fd``, which may be an O_PATH one, lies on."""
+    buffer = ctypes.create_string_buffer(256)
+    _call("fstatfs", ctypes.c_int(fd), buffer)
+    return int(ctypes.c_long.from_buffer(buffer).value)
+
+
 def bpf(command: int, attributes: bytes) -> int:
     """bpf(2). ``attributes``: a packed union bpf_attr; addresses in it must stay alive for the call."""
     buffer = ctypes.create_string_buffer(attributes, len(attributes))
@@ -428,10 +436,20 @@ _locked_syscall.restype = ctypes.c_long
 def fork_into_cgroup(cgroup_fd: int) -> int:
     """clone3(2) as fork(2), the child being born in the cgroup v2 directory ``cgroup_fd``: 0 in the child.
 
-    A process that moves there later waits for an RCU grace period, 5 to 20 ms. Only for a process with one thread;
-    what C libraries and CPython do around a fork is not done, and with one thread there is nothing to do.
+    A process that moves there later waits for an RCU grace period, 5 to 20 ms.
     """
-    arguments = struct.pack("=11Q", CLONE_INTO_CGROUP, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, 0, 0, cgroup_fd)
+    return _clone(CLONE_INTO_CGROUP, signal.SIGCHLD, cgroup_fd)
+
+
+def fork_beside() -> int:
+    """clone3(2) as fork(2), the new process being a child of this one's parent: 0 in it."""
+    return _clone(CLONE_PARENT, 0, 0)
+
+
+def _clone(flags: int, exit_signal: int, cgroup_fd: int) -> int:
+    """Only for a process with one thread; what C libraries and CPython do around a fork is not done, and with one
+    thread there is nothing to do."""
+    arguments = struct.pack("=11Q", flags, 0, 0, 0, exit_signal, 0, 0, 0, 0, 0, cgroup_fd)
     result: int = _locked_syscall(
         ctypes.c_long(_NR["clone3"]), ctypes.c_char_p(arguments), ctypes.c_size_t(len(arguments))
     )

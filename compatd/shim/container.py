@@ -35,7 +35,7 @@ _FLAGS = {
     "net": syscalls.CLONE_NEWNET,
     "cgroup": syscalls.CLONE_NEWCGROUP,
 }
-ALL = sum(_FLAGS.values())
+ALL = sum(_FLAGS.values()) | syscalls.CLONE_NEWPID
 
 
 class Ends(NamedTuple):
@@ -66,6 +66,10 @@ class Report:
 
     def ready(self, master: int) -> None:
         protocol.send(self.sock, {"type": "ready", "phases": self._phases}, [master] if master >= 0 else [])
+
+    def entered(self, pid: int) -> None:
+        """From here on it is ``pid`` that goes on and reports."""
+        protocol.send(self.sock, {"type": "entered", "pid": pid})
 
     def failed(self, error: Exception) -> NoReturn:
         text, code = told(describe(error, f"after {self._phase}"), of_exec=self._of_exec)
@@ -165,16 +169,24 @@ def _stay(spec: Process, identity: users.Identity, given: process.Environment, r
 
 
 def enter(spec: Exec, pidfd: int, ends: Ends, report: Report) -> NoReturn:
-    """One more process in the container whose init ``pidfd`` names; the shim's children share its pid namespace."""
+    """One more process in the container whose init ``pidfd`` names.
+
+    What the container sees in its /proc has its root and none of the shim's descriptors: with CAP_SYS_PTRACE they would
+    be ways out, ``/proc/<pid>/root`` and ``fd``. So this process enters the other namespaces first, and then forks
+    into that of processes.
+    """
     try:
         wanted = spec["process"]
         if not wanted["cwd"].startswith("/"):
             raise Failed("Cwd must be an absolute path", "runtime")
         process.prepare(wanted)
-        os.setsid()
         cgroup.join(spec["cgroup_joins"], born_in=report.born_in)
         report.done("cgroup")
+        _keep_only(pidfd, report.sock.fileno(), *ends)
         syscalls.setns(pidfd, ALL)
+        os.close(pidfd)
+        _go_on_inside(report)
+        os.setsid()
         report.done("namespaces")
         root = Rootdir.of("/")
         identity = process.identify(wanted, root)
@@ -197,6 +209,31 @@ def enter(spec: Exec, pidfd: int, ends: Ends, report: Report) -> NoReturn:
         os._exit(1)
     except Exception as error:
         report.failed(error)
+
+
+def _keep_only(*fds: int) -> None:
+    """Close all other descriptors above the first three."""
+    first = _STDIO
+    for fd in sorted(fds):
+        if fd >= first:
+            if fd > first:
+                syscalls.close_range(first, fd - 1)
+            first = fd + 1
+    syscalls.close_range(first)
+
+
+def _go_on_inside(report: Report) -> None:
+    """Return in a new process, the shim's child as this one is, which begins when the shim can know of it."""
+    begins, begin = os.pipe()
+    pid = syscalls.fork_beside()
+    if pid:
+        report.entered(pid)
+        os.write(begin, b"!")
+        os._exit(0)
+    os.close(begin)
+    if not os.read(begins, 1):
+        os._exit(1)
+    os.close(begins)
 
 
 def _join(namespaces: Namespaces, fds: list[int]) -> None:

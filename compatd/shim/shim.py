@@ -182,10 +182,9 @@ class Shim:
         descriptors = [fds.steal(index) for index in range(len(fds))]
         try:
             namespace = launch["namespaces"]["pid"]
-            # Of the children to come, execs among them: so that each is one fork. A new one is there already.
+            # Of the child to come. A new one is there already.
             if namespace["mode"] == "host":
-                with open("/proc/self/ns/pid", "rb", buffering=0) as own:
-                    syscalls.setns(own.fileno(), syscalls.CLONE_NEWPID)
+                _fork_into_own()
             elif namespace["mode"] == "fd":
                 syscalls.setns(descriptors[namespace.get("fd", -1)], syscalls.CLONE_NEWPID)
             child = self._fork(
@@ -201,6 +200,7 @@ class Shim:
             self._remove_cgroups(0)
             self._fail(*told(describe(error, "shim"), of_exec=False))
             raise SystemExit(0) from error
+        _fork_into_own()
         self._mark("fork")
         try:
             self._oom_kills = cgroup.create(launch["cgroup"])
@@ -297,7 +297,9 @@ class Shim:
                 child.report.close()
                 return
             message, fds = received
-            if message["type"] == "ready":
+            if message["type"] == "entered":
+                self._succeed(child, message["pid"])
+            elif message["type"] == "ready":
                 child.phases = message["phases"]
                 if len(fds):
                     child.stdio.use_terminal(fds.pop())
@@ -306,6 +308,14 @@ class Shim:
             elif child.failure is None:
                 child.failure = (message["text"], message["exit_code"])
             fds.close()
+
+    def _succeed(self, child: Child, pid: int) -> None:
+        """The process has forked the one that the container sees, and ends."""
+        self._loop.forget(child.pidfd)
+        os.close(child.pidfd)
+        os.waitpid(child.pid, 0)
+        child.pid, child.pidfd = pid, os.pidfd_open(pid)
+        self._loop.watch(child.pidfd, IN, lambda _: self._on_end(child))
 
     def _on_started(self, child: Child) -> None:
         child.started_ns = time.time_ns()
@@ -324,9 +334,12 @@ class Shim:
     # Ending
 
     def _on_end(self, child: Child) -> None:
+        pid = child.pid
+        self._on_report(child)  # its last words may have come in the same turn
+        if child.pid != pid:
+            return
         self._loop.forget(child.pidfd)
         _, child.status = os.waitpid(child.pid, 0)
-        self._on_report(child)  # its last words may have come in the same turn
         if child.started_ns == 0:
             text, code = child.failure or told(
                 Failed("the process died while it was set up"), of_exec=child.exec_id is not None
@@ -666,6 +679,12 @@ class Shim:
 
 def _describe_exec(exec_id: str, child: Child) -> Message:
     return {"exec_id": exec_id, "pid": child.pid, "note": child.note, "exit": child.exit}
+
+
+def _fork_into_own() -> None:
+    """Children are born in this process's own pid namespace."""
+    with open("/proc/self/ns/pid", "rb", buffering=0) as own:
+        syscalls.setns(own.fileno(), syscalls.CLONE_NEWPID)
 
 
 def _attach(stdio: Stdio, attach: Attach, sock: socket.socket) -> None:
