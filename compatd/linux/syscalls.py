@@ -391,13 +391,6 @@ def close_range(first: int, last: int = 0xFFFFFFFF) -> None:
     _call("close_range", ctypes.c_uint(first), ctypes.c_uint(last), ctypes.c_uint(0))
 
 
-def file_system_of(fd: int) -> int:
-    """fstatfs(2): the magic number of the file system that ``fd``, which may be an O_PATH one, lies on."""
-    buffer = ctypes.create_string_buffer(256)
-    _call("fstatfs", ctypes.c_int(fd), buffer)
-    return int(ctypes.c_long.from_buffer(buffer).value)
-
-
 def bpf(command: int, attributes: bytes) -> int:
     """bpf(2). ``attributes``: a packed union bpf_attr; addresses in it must stay alive for the call."""
     buffer = ctypes.create_string_buffer(attributes, len(attributes))

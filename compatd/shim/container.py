@@ -272,11 +272,21 @@ def _make_directory(root: Rootdir, path: str) -> None:
         except OSError as error:
             raise Failed(f"mkdir {path}: {words(error)}") from error
     except NotADirectoryError as error:
-        raise Failed(f"Cannot mkdir: {path} is not a directory", "engine") from error
+        in_the_way = _no_directory(root, path)
+        if root.stat(os.path.dirname(in_the_way)).st_dev == os.fstat(root.fileno()).st_dev:
+            raise Failed(f"Cannot mkdir: {path} is not a directory", "engine") from error
+        raise Failed(f"mkdir {in_the_way}: {words(error)}") from error
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
         raise Failed(f"mkdir {path}: not a directory") from error  # a descriptor of ours: no way out
+
+
+def _no_directory(root: Rootdir, path: str) -> str:
+    """The part of ``path`` that is there and no directory."""
+    names = path.strip("/").split("/")
+    parts = ["/" + "/".join(names[: count + 1]) for count in range(len(names))]
+    return next((part for part in parts if not stat.S_ISDIR(root.stat(part).st_mode)), path)
 
 
 def _take_stdio(ends: Ends, *, tty: bool) -> None:

@@ -31,6 +31,7 @@ _ATTRIBUTES = (
 _PROPAGATION = syscalls.MS_PRIVATE | syscalls.MS_SLAVE | syscalls.MS_SHARED | syscalls.MS_UNBINDABLE
 _FD = "/proc/self/fd/%d"
 _PROC_SUPER_MAGIC = 0x9FA0  # include/uapi/linux/magic.h
+_PROC_ROOT_INO = 1  # include/linux/proc_ns.h
 # Files of /proc that something else may stand for (lxcfs does that).
 _PROC_FILES = frozenset(
     f"/proc/{name}"
@@ -168,6 +169,8 @@ class Plan:
             except OSError as error:
                 raise _mount_failure(op, f"mount src={_source(op)}, dst={op['target']}: {words(error)}") from error
             except Failed as error:
+                if op["kind"] not in ("mount", "bind"):
+                    raise
                 raise _mount_failure(op, str(error)) from error
 
     def finish(self) -> None:
@@ -216,7 +219,8 @@ class Plan:
                 f'create mountpoint for {path} mount: mountpoint "{where}" is on the top of rootfs "{self._name}"'
             )
         if inside == "/proc":
-            if source >= 0 and syscalls.filesystem_type(source) == _PROC_SUPER_MAGIC:
+            is_proc = source >= 0 and syscalls.filesystem_type(source) == _PROC_SUPER_MAGIC
+            if is_proc and os.fstat(source).st_ino == _PROC_ROOT_INO:
                 return
             reason = "it is not of type proc"
         elif inside.startswith("/proc/") and inside not in _PROC_FILES:
@@ -333,8 +337,15 @@ class Plan:
                 found = os.stat(name, dir_fd=parent, follow_symlinks=False)
                 if (stat.S_IFMT(found.st_mode), found.st_rdev) != (stat.S_IFMT(mode), device):
                     raise
-            os.chmod(name, stat.S_IMODE(mode), dir_fd=parent)  # whatever the umask; the directory is ours, a new tmpfs
-            os.chown(name, op.get("uid", 0), op.get("gid", 0), dir_fd=parent, follow_symlinks=False)
+            # By its descriptor: outside of /dev the name may be a link to somewhere by now.
+            node = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            try:
+                if os.fstat(node).st_rdev != device:
+                    raise FileExistsError(errno.EEXIST, "")
+                os.chmod(_FD % node, stat.S_IMODE(mode))  # whatever the umask
+                os.chown(_FD % node, op.get("uid", 0), op.get("gid", 0))
+            finally:
+                os.close(node)
         finally:
             os.close(parent)
 
@@ -355,7 +366,7 @@ class Plan:
         directory = stat.S_ISDIR(os.fstat(target).st_mode)
         os.close(target)
         if not directory:
-            self.cover(self._null(op), op["target"], directory=False)
+            self.cover(self._null(), op["target"], directory=False)
             return
         if self._hidden is None:
             empty = _empty_directory()
@@ -364,13 +375,19 @@ class Plan:
         else:
             self.cover(_clone(self._hidden, "", recursive=False), op["target"], directory=True)
 
-    def _null(self, op: MountOp) -> int:
+    def _null(self) -> int:
         """A copy of the container's own /dev/null: who changes its mode must not change the host's. The caller's."""
-        null = self._root.open("/dev/null", os.O_PATH)
+        try:
+            null = self._root.open("/dev/null", os.O_PATH)
+        except OSError as error:
+            raise Failed(f"can't mask paths: open /dev/null: {words(error)}") from error
         try:
             found = os.fstat(null)
             if not stat.S_ISCHR(found.st_mode) or found.st_rdev != DEV_NULL:
-                raise _mount_failure(op, "the container's /dev/null is no null device")
+                raise Failed(
+                    "error reopening /dev/null inside container: can't reopen /dev/null: "
+                    "container's /dev/null is invalid"
+                )
             return _clone(null, "", recursive=False)
         finally:
             os.close(null)

@@ -13,7 +13,7 @@ from compatd.shim import failures
 
 MAX_FILE_BYTES = 1 << 23
 
-_NUMBER = re.compile(r"[+-]?[0-9]{1,19}")
+_NUMBER = re.compile(r"[+-]?[0-9]+")
 _PLAIN = re.compile(rb"[0-9]{1,10}")
 
 
@@ -58,8 +58,8 @@ def resolve(user: str, groups: Sequence[str], passwd: bytes, group: bytes) -> Id
         gid = _group(group_name, group)
     elif found.name:
         supplementary = [entry.gid for entry in _groups(group) if found.name in entry.members]
-    supplementary += [_group(added, group) for added in groups]
-    return Identity(found.uid, gid, list(dict.fromkeys([gid, *supplementary])), found.home or "/")
+    supplementary += dict.fromkeys(_group(added, group) for added in groups)
+    return Identity(found.uid, gid, [gid, *supplementary], found.home or "/")
 
 
 def _group(name: str, group: bytes) -> int:
@@ -73,11 +73,11 @@ def _group(name: str, group: bytes) -> int:
 
 
 def _number(text: str) -> int | None:
-    """As strconv.Atoi: a number of 64 bits, or none."""
+    """As strconv.Atoi: a number, the largest there is for one that is larger, or none."""
     if not _NUMBER.fullmatch(text):
         return None
-    value = int(text)
-    return value if -(1 << 63) <= value < 1 << 63 else None
+    largest = -(1 << 63) if text[0] == "-" else (1 << 63) - 1
+    return int(text) if len(text) < 20 else largest
 
 
 def _in_range(value: int) -> int:

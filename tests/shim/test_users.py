@@ -28,7 +28,7 @@ GROUP = b"root:x:0:\ndaemon:x:1:\nwheel:x:10:root,daemon\nadm:x:4:root\n"
         ("1000:5", [], Identity(1000, 5, [5], "/")),
         ("root:daemon", [], Identity(0, 1, [1], "/root")),  # an explicit group: no others
         (":wheel", [], Identity(0, 10, [10], "/root")),
-        ("daemon", ["adm", "77", "10"], Identity(1, 1, [1, 10, 4, 77], "/usr/sbin")),
+        ("daemon", ["adm", "77", "10", "wheel"], Identity(1, 1, [1, 10, 4, 77, 10], "/usr/sbin")),  # as Docker
         ("nohome", [], Identity(7, 7, [7], "/")),
         ("2147483647", [], Identity(2147483647, 0, [0], "/")),
     ],
@@ -48,7 +48,8 @@ def test_resolution(user: str, groups: list[str], expected: Identity) -> None:
         ("-1", [], "uids and gids must be in range 0-2147483647"),
         ("0:99999999999", [], "uids and gids must be in range 0-2147483647"),
         ("0", ["2147483648"], "uids and gids must be in range 0-2147483647"),
-        ("99999999999999999999", [], "unable to find user 99999999999999999999: no matching entries in passwd file"),
+        ("99999999999999999999", [], "uids and gids must be in range 0-2147483647"),
+        ("-" + "9" * 5000, [], "uids and gids must be in range 0-2147483647"),
         ("1_0", [], "unable to find user 1_0: no matching entries in passwd file"),
         ("\u0661", [], "unable to find user \u0661: no matching entries in passwd file"),
     ],
