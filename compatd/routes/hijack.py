@@ -4,14 +4,12 @@ A hijacked connection belongs to whoever speaks the stream: the shim of the cont
 of the answer is written, the descriptor is duplicated, and the server's transport is aborted: it closes its own
 descriptor without shutting the connection down, and the client notices nothing, even when this process dies.
 
-Over TLS a descriptor is worth nothing without the session's keys: there the holder gets one end of a socket pair, and
-the handler relays for as long as the client stays.
+Over TLS a descriptor is worth nothing without the session's keys: there the socket is one end of a pair, and the engine
+relays between the other and the client for as long as both are there (``routes.tls``).
 """
 
-import asyncio
 import logging
 import os
-import socket
 from collections.abc import Awaitable, Callable, Mapping
 from email.utils import formatdate
 from http import HTTPStatus
@@ -27,8 +25,6 @@ from compatd.wire.streams import RAW_STREAM, ClientSocket
 log = logging.getLogger(__name__)
 
 Take = Callable[[ClientSocket], Awaitable[None]]
-
-_RELAY_BYTES = 64 * 1024
 
 
 class Taken(web.StreamResponse):
@@ -50,17 +46,13 @@ class _Tail:
 
     def __init__(self) -> None:
         self.data = bytearray()
-        self.ended = False
-        self.arrived = asyncio.Event()
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
         self.data += data
-        self.arrived.set()
         return False, b""
 
     def feed_eof(self) -> None:
-        self.ended = True
-        self.arrived.set()
+        return None
 
 
 def upgrade_head(call: Call, content_type: str, headers: Mapping[str, str] | None = None) -> bytes:
@@ -113,17 +105,12 @@ async def take_over(call: Call, head: bytes, take: Take) -> web.StreamResponse:
         tail.data += request.protocol.take_beyond()
     request.protocol.set_parser(tail)  # type: ignore[arg-type]  # only feed_data and feed_eof are called
     transport.pause_reading()
-    tls = transport.get_extra_info("ssl_object") is not None
-    if not tls:
-        # With a high-water mark of zero, drain waits until the kernel has it all.
-        transport.set_write_buffer_limits(high=0)
+    # With a high-water mark of zero, drain waits until the kernel has it all.
+    transport.set_write_buffer_limits(high=0)
     transport.write(head)
     await request.writer.drain()
     if transport.is_closing():
         raise ConnectionResetError("the client has gone")
-    if tls:
-        await _relay(transport, request.writer, tail, take, call.operation.id)
-        return Taken()
     fd = os.dup(transport.get_extra_info("socket").fileno())
     tasks.detach(_taken(ClientSocket(fd=fd, head=bytes(tail.data)), take), name=call.operation.id)
     transport.abort()
@@ -135,46 +122,3 @@ async def _taken(client: ClientSocket, take: Take) -> None:
         await take(client)
     except Exception:
         log.exception("a connection that was taken over is lost")
-
-
-async def _relay(
-    transport: asyncio.Transport, writer: AbstractStreamWriter, tail: _Tail, take: Take, name: str
-) -> None:
-    """Copy both ways between the client's transport and a socket pair whose other end ``take`` gets."""
-    loop = asyncio.get_running_loop()
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    theirs.setblocking(False)
-    head = bytes(tail.data)
-    tail.data.clear()
-
-    async def inward() -> None:
-        while True:
-            if not tail.data:
-                if tail.ended or transport.is_closing():
-                    ours.shutdown(socket.SHUT_WR)
-                    return
-                tail.arrived.clear()
-                transport.resume_reading()
-                await tail.arrived.wait()
-                transport.pause_reading()
-                continue
-            data = bytes(tail.data)
-            tail.data.clear()
-            await loop.sock_sendall(ours, data)
-
-    async def outward() -> None:
-        while data := await loop.sock_recv(ours, _RELAY_BYTES):
-            transport.write(data)
-            await writer.drain()
-
-    tasks.detach(_taken(ClientSocket(fd=theirs.detach(), head=head), take), name=name)
-    copying = tasks.spawn(inward(), name=f"{name} inward")
-    try:
-        await outward()
-    except ConnectionError:
-        log.debug("the client of %s has gone", name)
-    finally:
-        copying.cancel()
-        ours.close()
-        transport.close()

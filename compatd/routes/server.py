@@ -9,6 +9,8 @@ from socket import socket
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from compatd import tasks
+from compatd.routes import tls
 from compatd.routes.backends import Backends
 from compatd.routes.dispatch import Dispatcher
 from compatd.routes.protocol import Protocol
@@ -38,14 +40,19 @@ BACKLOG = 4096
 class Server:
     """The engine's API on a number of sockets."""
 
-    def __init__(self, web_server: web.Server, servers: list[asyncio.Server]) -> None:
+    def __init__(
+        self, web_server: web.Server, servers: list[asyncio.Server], tls_servers: list[asyncio.Task[None]]
+    ) -> None:
         self._web_server = web_server
         self._servers = servers
+        self._tls_servers = tls_servers
 
     async def close(self, *, timeout_s: float = 0.25) -> None:
         """Accept nothing more, cancel what runs, close every connection. Hijacked ones are no longer ours."""
         for server in self._servers:
             server.close()
+        for task in self._tls_servers:
+            task.cancel()
         await self._web_server.shutdown(timeout_s)
 
 
@@ -67,5 +74,12 @@ async def serve(backends: Backends, sockets: Sequence[tuple[socket, ssl.SSLConte
             read_bufsize=READ_BUFFER_BYTES,
         )
 
-    servers = [await loop.create_server(connect, sock=sock, ssl=context, backlog=BACKLOG) for sock, context in sockets]
-    return Server(web_server, servers)
+    servers: list[asyncio.Server] = []
+    tls_servers: list[asyncio.Task[None]] = []
+    for sock, context in sockets:
+        if context is None:
+            servers.append(await loop.create_server(connect, sock=sock, backlog=BACKLOG))
+        else:
+            sock.listen(BACKLOG)
+            tls_servers.append(tasks.spawn(tls.serve(sock, context, connect), name="TLS server"))
+    return Server(web_server, servers, tls_servers)

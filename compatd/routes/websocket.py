@@ -73,6 +73,8 @@ async def _relay(client: web.WebSocketResponse, stream: socket.socket, kind: WSM
     async def inward() -> None:
         try:
             async for message in client:
+                if message.type is WSMsgType.ERROR:
+                    break
                 await loop.sock_sendall(stream, message.data)
             stream.shutdown(socket.SHUT_WR)
         except OSError:

@@ -18,6 +18,7 @@ from compatd.errors import Conflict, InvalidParameter, NotFound
 from compatd.routes import detach_keys
 from compatd.routes.server import serve
 from compatd.wire.streams import ClientSocket, frame, wait_result
+from tests.fixtures.certificates import KEY_AND_CERTIFICATE
 from tests.routes.conftest import Client, Services
 
 pytestmark = pytest.mark.unit
@@ -358,24 +359,3 @@ async def test_tls_is_relayed(services: Services, tmp_path: Path) -> None:
         writer.close()
     finally:
         await running.close(timeout_s=0.2)
-
-
-# For localhost, made for this test only, good until 2126.
-KEY_AND_CERTIFICATE = """\
------BEGIN PRIVATE KEY-----
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgcHCT7AYEzRAnJUe+
-771BMOl+o939+9RYlao86Es1TPOhRANCAATiYXfs88CkAvYr8yxf6MU83IMIDGaQ
-PNaAdu3TE7azpNjb/wQtwOC4pDsHpzbtEmdpWuB6sh5PyXRfr6iEILR5
------END PRIVATE KEY-----
------BEGIN CERTIFICATE-----
-MIIBmzCCAUGgAwIBAgIUHMLVNt7mFS+o418laH4aIc0zcrEwCgYIKoZIzj0EAwIw
-FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyNDEyMDkyNVoYDzIxMjYxMDMx
-MTIwOTI1WjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
-PQMBBwNCAATiYXfs88CkAvYr8yxf6MU83IMIDGaQPNaAdu3TE7azpNjb/wQtwOC4
-pDsHpzbtEmdpWuB6sh5PyXRfr6iEILR5o28wbTAdBgNVHQ4EFgQUVWD88eTB6zm/
-H8ZWbphIQ6yUvN0wHwYDVR0jBBgwFoAUVWD88eTB6zm/H8ZWbphIQ6yUvN0wDwYD
-VR0TAQH/BAUwAwEB/zAaBgNVHREEEzARgglsb2NhbGhvc3SHBH8AAAEwCgYIKoZI
-zj0EAwIDSAAwRQIgcqMcJpun3nF8WWTEM6omNNMIN+LovBn1sT7mchYMwS4CIQCr
-pVVEsZi9pvFFvj14Wws5vZTwiUDD2lCR96R7rw8l/w==
------END CERTIFICATE-----
-"""
