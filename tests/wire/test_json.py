@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compatd.wire.json import DecodeError, EmptyError, TrailingError, decode, encode, parse, syntax_error
-from compatd.wire.types.containers import ContainerCreateRequest, ExecCreateRequest
+from compatd.wire.types.containers import ContainerConfig, ContainerCreateRequest, ExecCreateRequest
 
 pytestmark = pytest.mark.unit
 
@@ -99,7 +99,9 @@ def test_keys_match_whatever_their_case_and_unknown_ones_are_ignored() -> None:
 
 
 def test_a_word_is_a_list_of_one() -> None:
-    assert decode(ExecCreateRequest, b'{"Cmd":"true"}').cmd == ["true"]
+    assert decode(ContainerConfig, b'{"Cmd":"true"}').cmd == ["true"]
+    with pytest.raises(DecodeError, match="string into Go struct field ExecOptions.Cmd of type"):
+        decode(ExecCreateRequest, b'{"Cmd":"true"}')
 
 
 def test_arrays_of_fixed_length() -> None:
