@@ -220,6 +220,9 @@ class OwnEngine(Engine):
     def end_processes(self) -> None:
         """SIGKILL for everything that the engine has started, as when the machine goes down."""
         deadline = time.monotonic() + _SETTLE_S
+        for folder in self.cgroups():  # what is frozen does not die
+            with contextlib.suppress(OSError):
+                (folder / "freezer.state").write_text("THAWED")
         while (pids := self.processes()) and time.monotonic() < deadline:
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):

@@ -10,6 +10,7 @@ Everything acquired for a start goes on the caller's stack. Removal happens off 
 leaves here is swept at the next start (``core.recovery``), since no record mentions it any more.
 """
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -108,6 +109,7 @@ class Preparation:
         self._networks = networks
         self._config = config
         self._workers = workers
+        self._discards: dict[str, asyncio.Task[None]] = {}
         self._mounting = Mounting(
             layers=layers,
             volumes=volumes,
@@ -147,6 +149,8 @@ class Preparation:
     async def prepare(self, record: ContainerRecord, undo: AsyncExitStack) -> Prepared:
         """Make everything ready for the shim; each acquisition is undone by ``undo`` unless the start succeeds."""
         self._networks.links.check(record)
+        if (discard := self._discards.get(record.id)) is not None:
+            await asyncio.wait({discard})  # it would take away what is made now
         joined = await self._networks.connect(record)
         prepared = Prepared(networks=joined.settings, endpoints=joined.endpoints, netns_fd=joined.namespace_fd)
         undo.callback(prepared.release)
@@ -171,6 +175,7 @@ class Preparation:
         state = self.state_dir(record.id)
         shutil.rmtree(state, ignore_errors=True)
         state.mkdir(mode=0o700, parents=True)
+        cgroups.clear(self._cgroup(record))
         if record.host_config.cgroup_parent or not self._cgroup(record).has_parent:
             cgroups.prepare(self._host, record.host_config.cgroup_parent)
         if not record.host_config.network_mode.startswith("container:"):
@@ -375,10 +380,22 @@ class Preparation:
 
     # --------------------------------------------------------------------- end
 
+    async def end_orphans(self, record: ContainerRecord) -> None:
+        """End what a killed shim has left alive: an init that is paused does not hear that its parent has died."""
+        await self._workers.run(cgroups.clear, self._cgroup(record))
+
     def discard(self, record: ContainerRecord) -> None:
         """Let go of what only a running container needs. Its shim removes its own cgroup; this catches the rest."""
         self._mounting.release(record)
-        tasks.detach(self._workers.run(cgroups.remove, self._cgroup(record)), name=f"cgroups of {record.id[:12]}")
+        self._discards[record.id] = tasks.spawn(self._discard(record), name=f"cgroups of {record.id[:12]}")
+
+    async def _discard(self, record: ContainerRecord) -> None:
+        try:
+            await self._workers.run(cgroups.remove, self._cgroup(record))
+        except SystemFailure as error:
+            log.warning("container %s: %s", record.id[:12], error)
+        finally:
+            self._discards.pop(record.id, None)
 
     def remove_later(self, record: ContainerRecord) -> None:
         """Remove a container's directories, off the caller's path."""
@@ -393,6 +410,10 @@ class Preparation:
             cgroups.remove(place)
         for directory in (self._data / container_id, self._state / container_id):
             shutil.rmtree(directory, ignore_errors=True)
+
+    def left_cgroups(self) -> set[str]:
+        """Every id that has a cgroup. Blocks."""
+        return cgroups.containers(self._host)
 
     def known_ids(self) -> set[str]:
         """Every id that has a directory or a cgroup, whether or not a record mentions it. Blocks."""

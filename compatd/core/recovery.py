@@ -86,6 +86,8 @@ class Recovery:
             return
         async with container.lock:
             left = read_exit(self._preparation.state_dir(record.id))
+            if left is None and (record.state in ALIVE or record.endpoints):
+                await self._preparation.end_orphans(record)
             if record.state in ALIVE or (record.endpoints and left is not None):
                 await self._supervisor.record_lost(container, left or _unseen())
             elif record.endpoints or record.state is State.RESTARTING:
@@ -114,8 +116,11 @@ class Recovery:
 
     async def _end_strays(self) -> None:
         """Shims of containers that no record mentions: steps of builds, or removals that were not finished."""
-        known = {container.id for container in self._containers}
-        for container_id in await self._workers.run(self._preparation.known_ids) - known:
+        known = {container.id: container for container in self._containers}
+        for container_id in await self._workers.run(self._preparation.left_cgroups) & set(known):
+            if not known[container_id].alive:
+                self._preparation.discard(known[container_id].record)  # the earlier engine was about to
+        for container_id in await self._workers.run(self._preparation.known_ids) - set(known):
             shim = await self._find_shim(container_id)
             if shim is not None:
                 if not shim.exited.done():

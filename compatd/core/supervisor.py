@@ -228,6 +228,8 @@ class Supervisor:
         if self.stopping:
             return
         async with container.lock:
+            if shim.lost:
+                await self._preparation.end_orphans(container.record)
             await self.record_end(container, exit)
             await shim.release()
         self.notify_ended(container)

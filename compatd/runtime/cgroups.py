@@ -11,6 +11,7 @@ import math
 import os
 import posixpath
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -366,13 +367,25 @@ def remove(place: ContainerCgroup) -> None:
     ``SystemFailure``: one is busy still; the others are removed.
     """
     failure: OSError | None = None
+    deadline = time.monotonic() + _REMOVE_TIMEOUT_S
     for directory in place.directories:
         try:
-            cgroupfs.remove(directory, timeout_s=_REMOVE_TIMEOUT_S)
+            cgroupfs.remove(directory, timeout_s=deadline - time.monotonic())
         except OSError as error:
             failure = error
     if failure is not None:
         raise SystemFailure(f"cannot remove cgroup {failure.filename}: {failure.strerror}") from failure
+
+
+def clear(place: ContainerCgroup) -> None:
+    """Before a run: what an earlier one has left in the container's cgroups is ended, and they are removed.
+
+    Whoever joined one that is frozen still (its shim was killed while it was paused) would stop there for ever.
+    """
+    if any(os.path.isdir(directory) for directory in place.directories):
+        kill_all(place)
+        with contextlib.suppress(SystemFailure):
+            remove(place)
 
 
 def containers(host: Host) -> set[str]:

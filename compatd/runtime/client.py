@@ -168,6 +168,7 @@ class Shim:
         self.detached: Callable[[str | None], None] | None = (
             None  # a client of this exec (None: of the container) left by its keys
         )
+        self.lost = False  # it has ended without telling how its container did
         self._state_dir = state_dir
         loop = asyncio.get_running_loop()
         self._exit: asyncio.Future[Exit] = loop.create_future()
@@ -325,7 +326,9 @@ class Shim:
                 oom_killed=False,
                 error="the container's shim has ended without telling why",
             )
-            self._exit.set_result(read_exit(self._state_dir) or lost)
+            left = read_exit(self._state_dir)
+            self.lost = left is None
+            self._exit.set_result(left or lost)
         for process in self.execs.values():
             if not process.started.done():
                 process.started.set_exception(StartFailed("the container's shim has ended", 128))

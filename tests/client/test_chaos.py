@@ -99,7 +99,7 @@ class Client:
         return reply.status
 
     def create(self, name: str, expected: Expected) -> None:
-        if expected.there:
+        if expected.there is not False:
             return
         policy = self.rng.choice(("no", "no", "no", "always", "on-failure"))
         expected.there, expected.running, expected.pid = None, False, 0
@@ -237,7 +237,7 @@ class Machine:
 
         try:
             wait_until(settled, "nothing is left over", SETTLE_S)
-        except AssertionError as error:
+        except TimeoutError as error:
             raise AssertionError(f"{told}\n{found}\n{self.engine.log.read_text()[-2000:]}") from error
 
 
