@@ -151,6 +151,7 @@ class Preparation:
         self._networks.links.check(record)
         if (discard := self._discards.get(record.id)) is not None:
             await asyncio.wait({discard})  # it would take away what is made now
+        undo.callback(self._discard_cgroups, record)  # of a shim that was killed while it started
         joined = await self._networks.connect(record)
         prepared = Prepared(networks=joined.settings, endpoints=joined.endpoints, netns_fd=joined.namespace_fd)
         undo.callback(prepared.release)
@@ -387,6 +388,9 @@ class Preparation:
     def discard(self, record: ContainerRecord) -> None:
         """Let go of what only a running container needs. Its shim removes its own cgroup; this catches the rest."""
         self._mounting.release(record)
+        self._discard_cgroups(record)
+
+    def _discard_cgroups(self, record: ContainerRecord) -> None:
         self._discards[record.id] = tasks.spawn(self._discard(record), name=f"cgroups of {record.id[:12]}")
 
     async def _discard(self, record: ContainerRecord) -> None:

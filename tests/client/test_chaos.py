@@ -167,6 +167,7 @@ class Client:
         if self.rng.random() < 0.5:
             return
         before, expected.there = expected.there, None
+        expected.running, expected.pid = None, 0
         status = self.ask("DELETE", f"/containers/{name}", force="1", v="1")
         if status in (204, 404):
             expected.there, expected.running, expected.pid, expected.limits = False, False, 0, {None}
