@@ -216,7 +216,7 @@ def test_a_container_that_waits_when_the_engine_dies(engine_of_ours: OwnEngine) 
 def test_a_restart_that_fails_is_the_last(engine_of_ours: OwnEngine, tmp_path: Path) -> None:
     api = engine_of_ours.api
     program = tmp_path / "program"
-    program.write_text("#!/bin/sh\nsleep 0.2; exit 7\n")
+    program.write_text("#!/bin/sh\necho ready; sleep 0.3; exit 7\n")
     program.chmod(0o755)
     body = {
         "Image": "busybox:latest",
@@ -225,6 +225,7 @@ def test_a_restart_that_fails_is_the_last(engine_of_ours: OwnEngine, tmp_path: P
     }
     api.post("/containers/create", body, name="broken").ok()
     api.post("/containers/broken/start").ok()
+    ready(api, "broken")
     program.unlink()
     shown = wait_for(api, "broken", "exited", 1)
     assert (shown["State"]["ExitCode"], shown["RestartCount"]) == (7, 1)
