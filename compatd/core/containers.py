@@ -13,7 +13,7 @@ import msgspec
 
 from compatd import tasks
 from compatd.config import Config
-from compatd.core import creation, endpoints, health, inspection, logs, mounts, names, sharing
+from compatd.core import creation, endpoints, health, inspection, logs, mounts, names, sharing, verification
 from compatd.core import filters as filtering
 from compatd.core.container import (
     Container,
@@ -174,17 +174,18 @@ class Containers:
         if request.config == ContainerConfig():
             raise InvalidParameter("config cannot be empty in order to create a container")
         wanted = parse_platform(platform) if platform else None
-        warnings = await self._workers.run(mounts.check_mounts, request.host_config or HostConfig())
-        host_config, more_warnings = creation.complete_host_config(
-            request.host_config or HostConfig(),
+        host_config = request.host_config or HostConfig()
+        verification.check_request(request, host_config, self._host)
+        checked = verification.check_config(request.config)
+        warnings = await self._workers.run(mounts.check_mounts, host_config)
+        host_config, more_warnings = verification.check_host_config(host_config, self._host)
+        warnings += more_warnings
+        host_config = creation.complete_host_config(
+            host_config,
             cgroup_version=self._host.cgroup.version,
             log=LogConfig(type=self._config.log_driver, config=dict(self._config.log_opts)),
         )
         host_config = sharing.resolve(host_config, self._record)
-        warnings += more_warnings
-        if host_config.uts_mode == "host" and request.hostname:
-            raise InvalidParameter("conflicting options: hostname and the UTS mode")
-        sharing.check_network(host_config, request)
         image = self._images.get(request.image)
         check_platform(image, wanted, request.image)
         if name:
@@ -192,7 +193,7 @@ class Containers:
         container_id = names.new_id()
         creation.check_config(request)
         config = creation.complete_config(
-            request.config,
+            checked,
             image.config,
             container_id,
             os.uname().nodename if host_config.network_mode == "host" else None,
@@ -201,9 +202,7 @@ class Containers:
         networks = self._networks.check_request(host_config, request.networking_config)
         links = self._networks.links.read(host_config)
         host_config = msgspec.structs.replace(host_config, links=None)
-        networks, mac_address, more_warnings = endpoints.migrate_mac(networks, host_config, config.mac_address)
-        config = msgspec.structs.replace(config, mac_address=mac_address)
-        warnings += more_warnings
+        config = msgspec.structs.replace(config, mac_address=endpoints.main_mac(networks, host_config.network_mode))
         parser = mounts.MountParser(self._config.data_root, recursive_readonly=recursive_readonly)
         points = await self._workers.run(parser.read, config, host_config, self._record)
         record = ContainerRecord(
@@ -219,10 +218,9 @@ class Containers:
             links=links,
             mounts=points,
         )
-        adapted, more_warnings = self._preparation.check(record)
-        record = msgspec.structs.replace(record, host_config=adapted)
-        warnings += more_warnings
+        self._preparation.check(record)
         self._check_name_free(record.name)
+        verification.check_storage(host_config)
         self._names[record.name] = container_id
         self._making[container_id] = {point.name for point in points}
         try:
@@ -237,7 +235,7 @@ class Containers:
         self._containers[container_id] = Container(record)
         del self._making[container_id]
         self._supervisor.publish(record, "create")
-        return ContainerCreateResponse(id=container_id, warnings=warnings + mounts.driver_warnings(host_config))
+        return ContainerCreateResponse(id=container_id, warnings=warnings)
 
     def _check_name_free(self, name: str) -> None:
         if (owner := self._names.get(name)) is not None:

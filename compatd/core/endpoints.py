@@ -11,11 +11,10 @@ import msgspec
 from compatd.core.container import ContainerRecord
 from compatd.core.lifecycle import ALIVE
 from compatd.core.network_request import PREDEFINED, NetworkRecord, join_errors
+from compatd.core.ports import port_requests
 from compatd.errors import InvalidParameter
 from compatd.network.driver import ConnectRequest, Endpoint, new_endpoint_id
 from compatd.network.driver import Network as BridgeNetwork
-from compatd.network.ports import PortRequest
-from compatd.wire.types.containers import HostConfig
 from compatd.wire.types.networks import EndpointSettings
 
 _OPTION = "com.docker.network.endpoint."
@@ -62,37 +61,10 @@ def check_mac(text: str) -> None:
         raise InvalidParameter(f"invalid MAC address {text}")
 
 
-def migrate_mac(
-    networks: dict[str, EndpointSettings], host_config: HostConfig, mac_address: str
-) -> tuple[dict[str, EndpointSettings], str, list[str]]:
-    """The networks with the address that was once the container's own, that of the main network, and warnings.
-
-    moby daemon/server/router/container, handleMACAddressBC.
-    """
-    mode = host_config.network_mode
+def main_mac(networks: Mapping[str, EndpointSettings], mode: str) -> str:
+    """The address that was asked for in the network that is a container's main one."""
     main = mode if mode in networks else next(iter(networks), "") if len(networks) == 1 else ""
-    if not mac_address:
-        return networks, networks[main].mac_address if main else "", []
-    warning = [
-        "The container-wide MacAddress field is now deprecated. It should be specified in EndpointsConfig instead."
-    ]
-    if mode in ("host", "none") or mode.startswith("container:"):
-        return networks, "", warning
-    if mode not in networks and (mode in PREDEFINED or not main):
-        raise InvalidParameter(
-            "unable to migrate container-wide MAC address to a specific network: HostConfig.NetworkMode must match the "
-            "identity of a network in NetworkSettings.Networks"
-        )
-    if networks[main].mac_address not in ("", mac_address):
-        raise InvalidParameter(
-            "the container-wide MAC address must match the endpoint-specific MAC address for the main network, or be "
-            "left empty"
-        )
-    try:
-        check_mac(mac_address)
-    except InvalidParameter as error:
-        raise InvalidParameter(f"invalid config for network {main}: {error}") from None
-    return {**networks, main: msgspec.structs.replace(networks[main], mac_address=mac_address)}, mac_address, warning
+    return networks[main].mac_address if main else ""
 
 
 def _is_address(text: str, version: int) -> bool:
@@ -242,41 +214,3 @@ def shown(
 def addresses(endpoints: Mapping[str, Endpoint]) -> list[str]:
     """Every address of a container, network by network."""
     return [text for one in endpoints.values() for text in (one.ip_address, one.ip6_address) if text]
-
-
-def port_requests(record: ContainerRecord) -> tuple[PortRequest, ...]:
-    """What is to be published."""
-    requests: list[PortRequest] = []
-    bound = record.host_config.port_bindings or {}
-    for key, bindings in bound.items():
-        numbers, _, protocol = key.partition("/")
-        for binding in bindings or ():
-            first, _, last = binding.host_port.partition("-")
-            requests.append(
-                PortRequest(
-                    container_port=int(numbers.partition("-")[0]),
-                    protocol=protocol or "tcp",
-                    host_ip=binding.host_ip,
-                    host_first=int(first or 0),
-                    host_last=int(last or first or 0),
-                )
-            )
-    if record.host_config.publish_all_ports:
-        for key in record.config.exposed_ports or {}:
-            if not bound.get(key):
-                number, _, protocol = key.partition("/")
-                requests.append(PortRequest(container_port=int(number), protocol=protocol or "tcp"))
-    return tuple(requests)
-
-
-def exposed_ports(record: ContainerRecord) -> list[str]:
-    """Every ``80/tcp`` that is exposed or published, ranges expanded."""
-    keys = [*(record.config.exposed_ports or {}), *(record.host_config.port_bindings or {})]
-    return list(dict.fromkeys(port for key in keys for port in expand_port(key)))
-
-
-def expand_port(key: str) -> list[str]:
-    """``8000-8002/tcp`` as three ports; ``80`` as ``80/tcp``."""
-    numbers, _, protocol = key.partition("/")
-    first, _, last = numbers.partition("-")
-    return [f"{number}/{protocol or 'tcp'}" for number in range(int(first), int(last or first) + 1)]

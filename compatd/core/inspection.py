@@ -11,11 +11,11 @@ import msgspec
 from compatd.core import health
 from compatd.core.container import ContainerRecord
 from compatd.core.container import MountPoint as StoredMount
-from compatd.core.endpoints import exposed_ports
 from compatd.core.filters import Filters
 from compatd.core.images import format_time
 from compatd.core.lifecycle import ALIVE, State
 from compatd.core.networks import Networks
+from compatd.core.ports import exposed_ports
 from compatd.errors import SystemFailure
 from compatd.wire.types.containers import (
     ContainerInspect,
@@ -181,7 +181,7 @@ def network_settings(record: ContainerRecord, networks: Networks) -> NetworkSett
 
 
 def port_map(record: ContainerRecord) -> PortMap:
-    """Exposed and published ports; empty unless it runs."""
+    """Exposed ports, and where they are published; empty unless it runs."""
     if record.state not in ALIVE:
         return {}
     ports: PortMap = dict.fromkeys(exposed_ports(record))

@@ -8,8 +8,8 @@ Texts and formats as Docker 28.5.2 has them (moby daemon/links, daemon/container
 from collections.abc import Callable, Iterable, Sequence
 
 from compatd.core.container import ContainerRecord, Link, no_such_container
-from compatd.core.endpoints import exposed_ports
 from compatd.core.lifecycle import ALIVE
+from compatd.core.ports import exposed_ports
 from compatd.errors import EngineError, InvalidParameter, SystemFailure
 from compatd.wire.types.containers import HostConfig
 

@@ -30,6 +30,7 @@ from compatd.core.lifecycle import ALIVE
 from compatd.core.links import Links
 from compatd.core.names import find, new_id
 from compatd.core.network_request import PREDEFINED, NetworkRecord, already_exists, check_name, read
+from compatd.core.ports import port_requests
 from compatd.core.store import Delete, Put, Store
 from compatd.errors import EngineError, Forbidden, InvalidParameter, NotFound, SystemFailure, reword
 from compatd.linux.netlink import IPNetwork
@@ -520,7 +521,7 @@ class Networks:
             for version, name in gateways.items()
         ]
         bridge.route(namespace_fd, through)
-        requests = endpoints.port_requests(record)
+        requests = port_requests(record)
         if requests and publishing is not None and not found[publishing].ports:
             for name, endpoint in found.items():
                 if endpoint.ports:

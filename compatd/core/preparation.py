@@ -32,7 +32,7 @@ from compatd.core.inspection import ContainerPaths, directory_paths
 from compatd.core.logs import open_log
 from compatd.core.mounting import Mounting
 from compatd.core.networks import Networks
-from compatd.core.translation import adapt_resources, container_spec, environment, resources
+from compatd.core.translation import container_spec, environment, resources
 from compatd.core.volumes import Volumes
 from compatd.errors import InvalidParameter, SystemFailure
 from compatd.images import diff
@@ -51,7 +51,7 @@ from compatd.shim import users
 from compatd.shim.failures import Failed
 from compatd.shim.spec import Attach, Exec, Launch, Wait
 from compatd.tasks import Workers
-from compatd.wire.types.containers import ExecCreateRequest, HostConfig, TopResponse
+from compatd.wire.types.containers import ExecCreateRequest, TopResponse
 from compatd.wire.types.networks import EndpointSettings
 
 log = logging.getLogger(__name__)
@@ -132,17 +132,14 @@ class Preparation:
             self._networks.find_container(mode.removeprefix("container:")) if mode.startswith("container:") else record
         )
 
-    def check(self, record: ContainerRecord) -> tuple[HostConfig, list[str]]:
-        """Try to build the launch document without touching anything: the options with the limits that will be set,
-        and warnings; or what is wrong with the options."""
+    def check(self, record: ContainerRecord) -> None:
+        """Try to build the launch document without touching anything; what is wrong with the options raises."""
         netns_fd = None if record.host_config.network_mode == "host" else 0
         with contextlib.suppress(SystemFailure):  # what Docker finds out at the start only is told then
             spec = container_spec(
                 record, paths=self.paths(record.id), state_dir=str(self._state), lowers=(), netns_fd=netns_fd
             )
             build_launch(spec, self._host)
-        adapted, warnings = cgroups.check(resources(record.host_config), self._host)
-        return adapt_resources(record.host_config, adapted), warnings
 
     # ------------------------------------------------------------------- start
 

@@ -46,7 +46,7 @@ class StepRunner:
         workers: Workers,
         cgroup_version: int,
     ) -> None:
-        completed, _ = creation.complete_host_config(
+        completed = creation.complete_host_config(
             host_config, cgroup_version=cgroup_version, log=LogConfig(type="none", config={})
         )
         # What the step writes is read back and kept as a layer or thrown away: it need not survive a power failure.

@@ -49,6 +49,10 @@ def check_network(host_config: HostConfig, config: ContainerConfig) -> None:
         raise InvalidParameter("invalid network mode: invalid container format container:<name|id>")
     for given, what in (
         (config.hostname, "hostname and the network mode"),
+        (
+            host_config.links,
+            "container type network can't be used with links. This would result in undefined behavior",
+        ),
         (host_config.dns, "dns and the network mode"),
         (host_config.extra_hosts, "custom host-to-IP mapping and the network mode"),
         (

@@ -14,11 +14,17 @@ from compatd.runtime import devices
 from compatd.runtime.cgroups import BlkioLimit, Resources
 from compatd.runtime.spec import HOST, NEW, Bind, ContainerSpec, Propagation, Ulimit
 from compatd.shim import spec as shim
-from compatd.wire.types.containers import HostConfig, ThrottleDevice
+from compatd.wire.types.containers import DeviceRequest, HostConfig, ThrottleDevice, WeightDevice
 from compatd.wire.types.containers import Resources as WireResources
 
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-Throttle = Literal["read_bps", "write_bps", "read_iops", "write_iops"]
+_BLKIO: dict[Literal["weight", "read_bps", "write_bps", "read_iops", "write_iops"], str] = {
+    "weight": "blkio_weight_device",
+    "read_bps": "blkio_device_read_bps",
+    "write_bps": "blkio_device_write_bps",
+    "read_iops": "blkio_device_read_iops",
+    "write_iops": "blkio_device_write_iops",
+}
 _LIMITS = {
     "memory": "memory_bytes",
     "memory_reservation": "memory_reservation_bytes",
@@ -29,11 +35,14 @@ _LIMITS = {
     "cpu_shares": "cpu_shares",
     "cpu_period": "cpu_period_us",
     "cpu_quota": "cpu_quota_us",
+    "cpu_realtime_period": "cpu_realtime_period_us",
+    "cpu_realtime_runtime": "cpu_realtime_runtime_us",
     "cpuset_cpus": "cpuset_cpus",
     "cpuset_mems": "cpuset_mems",
     "pids_limit": "pids_limit",
     "blkio_weight": "blkio_weight",
 }
+RUNTIMES = ("runc", "io.containerd.runc.v2")  # what a container has here, under either name
 _TRUE = ("1", "t", "T", "TRUE", "true", "True")
 _FALSE = ("0", "f", "F", "FALSE", "false", "False")
 
@@ -60,6 +69,7 @@ def container_spec(
     ``InvalidParameter`` in Docker's words for options that make no sense.
     """
     config, host_config = record.config, record.host_config
+    _check_runtime(host_config.runtime)
     shared, sources = shared or {}, sources or {}
     security = read_security(host_config.security_opt or ())
     return ContainerSpec(
@@ -150,23 +160,18 @@ def environment(record: ContainerRecord, linked: Sequence[str] = ()) -> tuple[st
     return tuple((base | given).values())
 
 
-def resources(wire: WireResources) -> Resources:
-    """The limits, in the runtime's terms."""
-    limits: list[BlkioLimit] = []
-    throttles: tuple[tuple[Throttle, list[ThrottleDevice] | None], ...] = (
-        ("read_bps", wire.blkio_device_read_bps),
-        ("write_bps", wire.blkio_device_write_bps),
-        ("read_iops", wire.blkio_device_read_iops),
-        ("write_iops", wire.blkio_device_write_iops),
-    )
-    for kind, entries in throttles:
-        limits += [
-            BlkioLimit(kind=kind, path=entry.path, device=devices.number_of(entry.path), value=entry.rate)
-            for entry in entries or ()
-        ]
-    limits += [
-        BlkioLimit(kind="weight", path=entry.path, device=devices.number_of(entry.path), value=entry.weight)
-        for entry in wire.blkio_weight_device or ()
+def resources(wire: WireResources, *, look: bool = True) -> Resources:
+    """The limits, in the runtime's terms. ``look``: for the numbers of devices, in the host's file system;
+    ``SystemFailure`` where there is none."""
+    limits = [
+        BlkioLimit(
+            kind=kind,
+            path=entry.path,
+            device=devices.number_of(entry.path) if look else (0, 0),
+            value=entry.weight if isinstance(entry, WeightDevice) else entry.rate,
+        )
+        for kind, field in _BLKIO.items()
+        for entry in cast(Sequence[WeightDevice | ThrottleDevice], getattr(wire, field) or ())
     ]
     return Resources(
         memory_bytes=wire.memory,
@@ -178,6 +183,8 @@ def resources(wire: WireResources) -> Resources:
         cpu_shares=wire.cpu_shares,
         cpu_period_us=wire.cpu_period,
         cpu_quota_us=wire.cpu_quota,
+        cpu_realtime_period_us=wire.cpu_realtime_period,
+        cpu_realtime_runtime_us=wire.cpu_realtime_runtime,
         cpuset_cpus=wire.cpuset_cpus,
         cpuset_mems=wire.cpuset_mems,
         pids_limit=wire.pids_limit,
@@ -188,7 +195,8 @@ def resources(wire: WireResources) -> Resources:
 
 def adapt_resources(host_config: HostConfig, adapted: Resources) -> HostConfig:
     """``host_config`` with the limits that will be set, where they are not those that were asked for."""
-    wanted = resources(host_config)
+    wanted = resources(host_config, look=False)
+    kept = {limit.kind for limit in adapted.blkio_limits}
     return msgspec.structs.replace(
         host_config,
         **{
@@ -196,6 +204,7 @@ def adapt_resources(host_config: HostConfig, adapted: Resources) -> HostConfig:
             for wire, name in _LIMITS.items()
             if getattr(adapted, name) != getattr(wanted, name)
         },
+        **{field: list[object]() for kind, field in _BLKIO.items() if kind not in kept and getattr(host_config, field)},
     )
 
 
@@ -251,10 +260,37 @@ def _files(paths: ContainerPaths) -> tuple[Bind, ...]:
 
 
 def _devices(host_config: HostConfig) -> tuple[devices.Device, ...]:
-    if host_config.privileged:
-        return devices.host_devices()
+    """moby daemon/oci_linux.go, WithDevices. ``SystemFailure`` in Docker's words."""
     found: list[devices.Device] = []
     for mapping in host_config.devices or ():
-        target = mapping.path_in_container or mapping.path_on_host
-        found += devices.expand(mapping.path_on_host, target, mapping.cgroup_permissions or "rwm")
-    return tuple(found)
+        if host_config.privileged and mapping.path_on_host == mapping.path_in_container:
+            continue
+        permissions = "rwm" if host_config.privileged else mapping.cgroup_permissions
+        found += devices.expand(mapping.path_on_host, mapping.path_in_container, permissions)
+    for request in host_config.device_requests or ():
+        check_device_request(request)
+    return (*devices.host_devices(), *found) if host_config.privileged else tuple(found)
+
+
+def _check_runtime(name: str) -> None:
+    """Names of containerd's shims are accepted, and looked for at the start (containerd, runtime/v2)."""
+    if name not in ("", *RUNTIMES):
+        _, _, kind, version = name.split(".")
+        raise SystemFailure(
+            "failed to create task for container: failed to start shim: failed to resolve runtime path: "
+            f'runtime "{name}" binary not installed "containerd-shim-{kind}-{version}": file does not exist'
+        )
+
+
+def check_device_request(request: DeviceRequest) -> None:
+    """``SystemFailure`` in Docker's words: there are no drivers but CDI's (moby daemon/devices.go and cdi.go), and no
+    devices that it could resolve."""
+    if request.driver != "cdi":
+        wanted = " ".join(f"[{' '.join(group)}]" for group in request.capabilities or ())
+        raise SystemFailure(f'could not select device driver "{request.driver}" with capabilities: [{wanted}]')
+    if request.count:
+        raise SystemFailure("unexpected count in CDI device request")
+    if request.options:
+        raise SystemFailure("unexpected options in CDI device request")
+    if request.device_ids:
+        raise SystemFailure(f"CDI device injection failed: unresolvable CDI devices {', '.join(request.device_ids)}")

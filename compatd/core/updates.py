@@ -81,7 +81,6 @@ class Updates:
         """What is asked for, without what this machine cannot do, and warnings of that."""
         fields = (*CHANGEABLE, *CHECKED, "pids_limit", "restart_policy")
         wanted = HostConfig(**{field: getattr(request, field) for field in fields})
-        creation.check_supported(wanted)
         creation.check_restart_policy(wanted.restart_policy)
         adapted, warnings = cgroups.check(resources(wanted), self._host, update=True)
         if wanted.cpu_percent > 0:

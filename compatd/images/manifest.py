@@ -310,6 +310,7 @@ _ARCHITECTURES = frozenset(
     "ppc ppc64 ppc64le riscv riscv64 s390 s390x sparc sparc64 wasm".split()
 )
 _MACHINES = {"i386": "386", "i686": "386", "x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64"}
+_OS_AND_VERSION = r"([A-Za-z0-9_-]+)(?:\(([A-Za-z0-9_.%-]*)((?:\+[A-Za-z0-9_.%-]+)*)\))?"
 _COMPONENT = r"[A-Za-z0-9_.-]+"
 
 
@@ -374,7 +375,14 @@ def parse_platform(text: str) -> Platform:
     parts = text.split("/")
     if "*" in text:
         raise InvalidParameter(f'"{text}": wildcards not yet supported: invalid argument')
-    for part in parts:
+    if (first := re.fullmatch(_OS_AND_VERSION, parts[0], re.ASCII)) is None:
+        pattern = f"^{_OS_AND_VERSION}$".replace("\\", "\\\\")
+        raise InvalidParameter(
+            f'"{parts[0]}" is an invalid OS component of "{text}": OSAndVersion specifier component must match '
+            f'"{pattern}": invalid argument'
+        )
+    parts[0] = first[1]  # a version makes no difference on Linux
+    for part in parts[1:]:
         if not re.fullmatch(_COMPONENT, part, re.ASCII):
             raise InvalidParameter(
                 f'"{part}" is an invalid component of "{text}": platform specifier component must match '

@@ -27,6 +27,8 @@ _DEFAULT_DYNAMIC = (49153, 65535)  # when the kernel does not say
 class PortRequest:
     """Publish a container's port. No ``host_ip``: on all addresses of both families.
 
+    An empty ``protocol`` is one that nobody knows: publishing it fails.
+
     ``host_first``..``host_last``: a port of this range, the first free one; 0: any of the kernel's dynamic ports.
     """
 
@@ -128,6 +130,8 @@ class PortReservations:
         self._held.clear()
 
     def _reserve(self, request: PortRequest, container_ip: str, host_ips: Sequence[str]) -> list[PortMapping]:
+        if not request.protocol:
+            raise SystemFailure("unknown protocol")
         last: SystemFailure | None = None
         for port in self._candidates(request):
             try:

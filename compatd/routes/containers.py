@@ -5,11 +5,12 @@ import base64
 import codecs
 import logging
 
+import msgspec
 from aiohttp import web
 
 from compatd.core.containers import LogRequest
 from compatd.errors import EngineError, InvalidParameter
-from compatd.routes import detach_keys, hijack, params, websocket
+from compatd.routes import compatibility, detach_keys, hijack, params, websocket
 from compatd.routes.backends import Backends
 from compatd.routes.call import Call, Handler, finish, status_of
 from compatd.shim.spec import Attach
@@ -52,6 +53,7 @@ async def create(backends: Backends, call: Call) -> web.StreamResponse:
     networks = request.networking_config.endpoints_config if request.networking_config else {}
     if call.version < (1, 44) and len(networks) > 1:
         raise InvalidParameter(f"Container cannot be created with multiple network endpoints: {', '.join(networks)}")
+    request, warnings = compatibility.migrate(request, call.version)
     platform = params.text(call, "platform") if call.version >= (1, 41) else ""
     created = await finish(
         call,
@@ -62,7 +64,7 @@ async def create(backends: Backends, call: Call) -> web.StreamResponse:
             recursive_readonly=call.version >= (1, 44),
         ),
     )
-    return call.json(created, 201)
+    return call.json(msgspec.structs.replace(created, warnings=[*created.warnings, *warnings]), 201)
 
 
 async def inspect(backends: Backends, call: Call) -> web.StreamResponse:

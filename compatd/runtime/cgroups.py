@@ -58,6 +58,8 @@ class Resources:
     cpu_shares: int = 0
     cpu_period_us: int = 0
     cpu_quota_us: int = 0
+    cpu_realtime_period_us: int = 0
+    cpu_realtime_runtime_us: int = 0
     cpuset_cpus: str = ""
     cpuset_mems: str = ""
     pids_limit: int | None = None
@@ -135,10 +137,6 @@ def check(given: Resources, host: Host, *, update: bool = False) -> tuple[Resour
         warnings.append(text)
         result = replace(result, **changes)  # type: ignore[arg-type]  # fields of Resources, below
 
-    if given.cpu_shares < 0 and not update:
-        raise InvalidParameter(f"invalid CPU shares ({given.cpu_shares}): value must be a positive integer")
-    if not update and result.memory_bytes > 0 and result.memory_swap_bytes == 0:
-        result = replace(result, memory_swap_bytes=result.memory_bytes * 2)
     if result.memory_swappiness == -1:
         result = replace(result, memory_swappiness=None)
     if result.memory_bytes != 0 and result.memory_bytes < MIN_MEMORY_BYTES:
@@ -226,8 +224,10 @@ def check(given: Resources, host: Host, *, update: bool = False) -> tuple[Resour
             cpuset_cpus="",
             cpuset_mems="",
         )
-    _check_cpuset("cpus", "CPUs", result.cpuset_cpus, host.cpuset_cpus)
-    _check_cpuset("mems", "memory nodes", result.cpuset_mems, host.cpuset_mems)
+    _check_cpuset("cpus", "CPUs", result.cpuset_cpus, host.cpuset_cpus, host.cpuset_cpus)
+    # On version 1, moby 28 compares memory nodes with the CPUs; what the kernel lacks is found out at the start.
+    nodes = host.cpuset_cpus if host.cgroup.version == 1 else host.cpuset_mems
+    _check_cpuset("mems", "memory nodes", result.cpuset_mems, host.cpuset_mems, nodes)
 
     if result.blkio_weight > 0 and not have.blkio_weight:
         discard(
@@ -249,6 +249,8 @@ def check(given: Resources, host: Host, *, update: bool = False) -> tuple[Resour
                 f"Your kernel does not support {what} or the cgroup is not mounted. {lost} discarded.",
                 blkio_limits=tuple(limit for limit in result.blkio_limits if limit.kind != kind),
             )
+    if not update and result.memory_bytes > 0 and result.memory_swap_bytes == 0:
+        result = replace(result, memory_swap_bytes=result.memory_bytes * 2)
     return result, warnings
 
 
@@ -281,6 +283,17 @@ def merge(current: Resources, changes: Resources) -> Resources:
     if changes.pids_limit is not None and changes.pids_limit <= 0:
         changed["pids_limit"] = 0
     return replace(current, **changed)
+
+
+def inherit_cpuset(place: ContainerCgroup, resources: Resources, host: Host) -> Resources:
+    """With the machine's CPUs, where the parent is the root of version 1: that one hands none down."""
+    if place.layout.version == 2 or place.path.count("/") > 1:
+        return resources
+    return replace(
+        resources,
+        cpuset_cpus=resources.cpuset_cpus or host.cpuset_cpus,
+        cpuset_mems=resources.cpuset_mems or host.cpuset_mems,
+    )
 
 
 def plan(place: ContainerCgroup, resources: Resources, rules: Sequence[device_rules.Rule]) -> shim.Cgroup:
@@ -440,6 +453,12 @@ def _limits_v1(place: ContainerCgroup, r: Resources) -> list[tuple[str, str, str
         put("memory", "memory.swappiness", r.memory_swappiness)
     if r.oom_kill_disable:
         put("memory", "memory.oom_control", 1)
+    for name, value in (
+        ("cpu.rt_period_us", r.cpu_realtime_period_us),
+        ("cpu.rt_runtime_us", r.cpu_realtime_runtime_us),
+    ):
+        if value:
+            put("cpu", name, value if value > 0 or name == "cpu.rt_runtime_us" else value & (1 << 64) - 1)
     if r.cpu_shares:
         put("cpu", "cpu.shares", r.cpu_shares)
     period_us, quota_us = _bandwidth(r)
@@ -563,14 +582,14 @@ def _freeze(place: ContainerCgroup, *, frozen: bool) -> None:
         raise SystemFailure(f"unable to {'freeze' if frozen else 'thaw'}: {error.strerror}") from error
 
 
-def _check_cpuset(name: str, what: str, wanted: str, available: str) -> None:
+def _check_cpuset(name: str, what: str, wanted: str, shown: str, available: str) -> None:
     """moby pkg/sysinfo, isCpusetListAvailable."""
     try:
         numbers = _parse_list(wanted)
     except ValueError as error:
         raise InvalidParameter(f"Invalid value {wanted} for cpuset {name}: {error}") from error
     if not numbers <= _parse_list(available):
-        raise InvalidParameter(f"Requested {what} are not available - requested {wanted}, available: {available}")
+        raise InvalidParameter(f"Requested {what} are not available - requested {wanted}, available: {shown}")
 
 
 def _parse_list(text: str) -> set[int]:

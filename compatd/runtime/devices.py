@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from compatd.errors import InvalidParameter, SystemFailure
+from compatd.errors import SystemFailure
+from compatd.runtime.oci import create_failed
 
 Kind = Literal["a", "b", "c"]
 
@@ -60,6 +61,7 @@ DEFAULT_RULES = (
     *_rules("c", (None, None), access="m"),
     *_rules("c", (1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (10, 200), (136, None)),
 )
+_FIRST_OWN_RULE = 16  # in the list that Docker hands to runc
 ALLOW_ALL = (Rule(kind="a", major=None, minor=None, access="rwm"),)
 
 # The nodes of every container's /dev.
@@ -76,11 +78,11 @@ DEFAULT_NODES = tuple(
 )
 
 # Not taken over from the host's /dev: the container has its own (opencontainers/cgroups, devices.GetDevices).
-_OWN = frozenset({"pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"})
+_OWN = frozenset({"console", "pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"})
 
 
-def invalid_rule(text: str) -> InvalidParameter:
-    return InvalidParameter(f"invalid device cgroup rule format: '{text}'")
+def invalid_rule(text: str) -> SystemFailure:
+    return SystemFailure(f"invalid device cgroup rule format: '{text}'")
 
 
 def not_a_device(path: str, why: str) -> SystemFailure:
@@ -88,14 +90,15 @@ def not_a_device(path: str, why: str) -> SystemFailure:
 
 
 def parse_rule(text: str) -> Rule:
-    """``--device-cgroup-rule``: ``c 10:* rw``. ``InvalidParameter`` with Docker's text."""
+    """``--device-cgroup-rule``: ``c 10:* rw``. ``SystemFailure`` with Docker's text: it is found out at the start."""
     # moby daemon/oci_linux.go, deviceCgroupRuleRegex
     match = re.fullmatch(r"([acb]) ([0-9]+|\*):([0-9]+|\*) ([rwm]{1,3})", text)
     if match is None:
         raise invalid_rule(text)
+    for field, name in ((match[2], "major"), (match[3], "minor")):
+        if len(field) > 18:
+            raise SystemFailure(f"invalid {name} value in device cgroup rule format: '{text}'")
     major, minor = (None if field == "*" else int(field) for field in match.group(2, 3))
-    if any(number is not None and number > 0xFFFFFFFF for number in (major, minor)):
-        raise invalid_rule(text)
     return Rule(kind=_kind(match[1]), major=major, minor=minor, access=match[4])
 
 
@@ -105,17 +108,17 @@ def expand(path_on_host: str, path_in_container: str, permissions: str) -> tuple
     Reads the host's file system. ``SystemFailure`` with Docker's text when it is no device.
     """
     path_in_container = path_in_container or path_on_host
-    permissions = "".join(letter for letter in "rwm" if letter in permissions)
+    path = os.path.join("/", path_on_host) if path_on_host else ""
     try:
         # A link to a device is its target, under the name asked for.
-        info = os.stat(path_on_host)
+        info = os.stat(path)
     except OSError as error:
         raise not_a_device(path_on_host, (error.strerror or str(error)).lower()) from error
     if stat.S_ISDIR(info.st_mode):
-        found = tuple(_below(path_on_host, path_in_container, permissions))
+        found = tuple(_below(path, path_in_container, permissions, skip=frozenset()))
         if found:
             return found
-        raise not_a_device(path_on_host, "no such file or directory")
+        raise not_a_device(path_on_host, "not a device node")
     device = _device(info, path_in_container, permissions)
     if device is None:
         raise not_a_device(path_on_host, "not a device node")
@@ -124,26 +127,42 @@ def expand(path_on_host: str, path_in_container: str, permissions: str) -> tuple
 
 def host_devices() -> tuple[Device, ...]:
     """All nodes of the host's /dev, for a privileged container, whose rules allow everything anyway."""
-    return tuple(_below("/dev", "/dev", ""))
+    return tuple(_below("/dev", "/dev", "", skip=_OWN))
 
 
 def number_of(path: str) -> tuple[int, int]:
-    """The device number that the node ``path`` of the host stands for. ``InvalidParameter`` with Docker's text."""
+    """The device number that the node ``path`` of the host stands for. ``SystemFailure`` with Docker's text."""
     try:
-        info = os.stat(path)
+        info = os.stat(os.path.join("/", path) if path else "")
     except OSError as error:
-        raise InvalidParameter(f"stat {path}: {(error.strerror or str(error)).lower()}") from error
+        raise SystemFailure(f"stat {path}: {(error.strerror or str(error)).lower()}") from error
     return os.major(info.st_rdev), os.minor(info.st_rdev)
 
 
 def rules(devices: Sequence[Device], extra: Sequence[Rule] = ()) -> tuple[Rule, ...]:
-    """The rules of a container that is not privileged: Docker's, one for each device, and ``extra``."""
-    own = (
-        Rule(kind=device.kind, major=device.major, minor=device.minor, access=device.permissions)
-        for device in devices
-        if device.permissions
+    """The rules of a container that is not privileged: Docker's, one for each device, and ``extra``.
+
+    In the order in which runc leaves them, one for each number. ``SystemFailure``: a device without any access.
+    """
+    own: list[Rule] = []
+    for number, device in enumerate(devices):
+        if not device.permissions:
+            raise create_failed(f"device access at {_FIRST_OWN_RULE + number} field cannot be empty")
+        own.append(Rule(kind=device.kind, major=device.major, minor=device.minor, access=device.permissions))
+    merged: dict[tuple[Kind, int | None, int | None], str] = {}
+    for rule in (*DEFAULT_RULES, *own, *extra):
+        key = (rule.kind, rule.major, rule.minor)
+        access = merged.get(key, "") + rule.access
+        if access := "".join(letter for letter in "rwm" if letter in access):
+            merged[key] = access
+    return tuple(
+        Rule(kind=kind, major=major, minor=minor, access=access)
+        for (kind, major, minor), access in sorted(merged.items(), key=lambda item: _place(*item[0]))
     )
-    return (*DEFAULT_RULES, *own, *extra)
+
+
+def _place(kind: Kind, major: int | None, minor: int | None) -> tuple[bool, int, int, Kind]:
+    return kind == "a", -1 if major is None else major, -1 if minor is None else minor, kind
 
 
 # include/uapi/linux/bpf.h: struct bpf_cgroup_dev_ctx is (access << 16 | type, major, minor), 32 bits each.
@@ -195,6 +214,8 @@ def _compile_rule(rule: Rule) -> list[bytes]:
     length = len(tests) + (3 if narrowed else 0) + 2
     block: list[bytes] = []
     for register, value in tests:
+        if value > 0xFFFFFFFF:
+            raise invalid_rule(str(rule))
         block.append(_instruction(_JNE_IMM, register, offset=length - len(block) - 1, immediate=value))
     if narrowed:
         block.append(_instruction(_MOV_REG, _SCRATCH, _WANTED))
@@ -208,24 +229,24 @@ def _instruction(code: int, target: int = 0, source: int = 0, offset: int = 0, i
     return struct.pack("<BBhI", code, target | source << 4, offset, immediate)
 
 
-def _below(directory: str, container_directory: str, permissions: str) -> list[Device]:
+def _below(directory: str, container_directory: str, permissions: str, *, skip: frozenset[str]) -> list[Device]:
+    """What cannot be read is passed over, as Docker does."""
     found: list[Device] = []
     try:
         entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
-    except OSError as error:
-        raise not_a_device(directory, (error.strerror or str(error)).lower()) from error
+    except OSError:
+        return []
     for entry in entries:
         path = f"{container_directory.rstrip('/')}/{entry.name}"
+        if entry.name in skip:
+            continue
         try:
             if entry.is_dir(follow_symlinks=False):
-                if entry.name not in _OWN:
-                    found += _below(entry.path, path, permissions)
-                continue
-            device = None if entry.name == "console" else _device(os.lstat(entry.path), path, permissions)
+                found += _below(entry.path, path, permissions, skip=skip)
+            elif (device := _device(os.lstat(entry.path), path, permissions)) is not None:
+                found.append(device)
         except FileNotFoundError:
             continue  # unplugged meanwhile
-        if device is not None:
-            found.append(device)
     return found
 
 

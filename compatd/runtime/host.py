@@ -33,6 +33,7 @@ class CgroupSupport:
     oom_kill_disable: bool
     cpu_shares: bool
     cpu_cfs: bool
+    cpu_realtime: bool
     cpuset: bool
     pids_limit: bool
     blkio_weight: bool
@@ -120,6 +121,7 @@ def _support(layout: cgroupfs.Layout, parent: str) -> CgroupSupport:
             oom_kill_disable=False,
             cpu_shares="cpu" in have,
             cpu_cfs="cpu" in have,
+            cpu_realtime=False,
             cpuset="cpuset" in have,
             pids_limit="pids" in have,
             blkio_weight="io" in have,
@@ -142,6 +144,7 @@ def _support(layout: cgroupfs.Layout, parent: str) -> CgroupSupport:
         oom_kill_disable=knob("memory", "memory.oom_control"),
         cpu_shares=knob("cpu", "cpu.shares"),
         cpu_cfs=knob("cpu", "cpu.cfs_quota_us") or knob("cpu", "cpu.cfs_period_us"),
+        cpu_realtime=knob("cpu", "cpu.rt_period_us"),
         cpuset=layout.mount_point("cpuset") is not None,
         pids_limit=layout.mount_point("pids") is not None,
         blkio_weight=knob("blkio", "blkio.weight"),

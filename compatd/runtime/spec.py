@@ -33,7 +33,6 @@ RLIMITS = {
     for number, name in enumerate(
         "cpu fsize data stack core rss nproc nofile memlock as locks sigpending msgqueue nice rtprio rttime".split()
     )
-    if name != "as"  # Docker has no name for it (go-units, ulimit.go)
 }
 
 NEW = shim.Namespace(mode="new")
@@ -191,7 +190,7 @@ def build_launch(
         sysctls=_sysctls(spec, host),
         overlay=_overlay(spec),
         mounts=_mounts(spec, host, place),
-        cgroup=cgroups.plan(place, resources, rules),
+        cgroup=cgroups.plan(place, cgroups.inherit_cpuset(place, resources, host), rules),
         process=_process(spec, host),
         init=spec.init,
         open_stdin=spec.open_stdin,
@@ -308,7 +307,7 @@ def _capability_sets(held: int) -> shim.Capabilities:
 
 
 def _rlimit(ulimit: Ulimit) -> shim.Rlimit:
-    number = RLIMITS.get(ulimit.name)
+    number = RLIMITS.get(ulimit.name.lower())
     if number is None:
         raise unknown_ulimit(ulimit.name)
     return shim.Rlimit(resource=number, soft=ulimit.soft, hard=ulimit.hard)
@@ -348,7 +347,7 @@ _IPC_SYSCTLS = frozenset("msgmax msgmnb msgmni sem shmall shmmax shmmni shm_rmid
 
 def _sysctl_refused(name: str, spec: ContainerSpec) -> str | None:
     """runc libcontainer/configs/validate, sysctl."""
-    if re.fullmatch(r"[A-Za-z0-9_./-]+", name) is None or ".." in name.replace("/", "."):
+    if re.fullmatch(r"[A-Za-z0-9_./-]+", name) is None or "../" in f"{name}/":
         return f'sysctl "{name}" is not in a separate kernel namespace'
     path = name.replace("/", ".")
     family, _, rest = path.partition(".")

@@ -49,7 +49,9 @@ def create(plan: Cgroup) -> int:
         try:
             write(file, value)
         except OSError as error:
-            raise _unset(_refused(file, value, error)) from error
+            # runc sets real-time limits as it makes the group, all others once the process waits in it.
+            late = not os.path.basename(file).startswith("cpu.rt_")
+            raise (_unset if late else _unapplied)(_refused(file, value, error)) from error
     if "device_program" in plan and "device_cgroup" in plan:
         try:
             _attach(base64.b64decode(plan["device_program"]), plan["device_cgroup"])
@@ -70,7 +72,7 @@ def _make(directory: str) -> bool:
 
 
 def _unset(why: str) -> Failed:
-    return Failed(f"error setting cgroup config for procHooks process: {why}", "parent")
+    return Failed(f"error setting cgroup config for procHooks process: {why}")
 
 
 def _unapplied(why: str) -> Failed:

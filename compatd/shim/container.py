@@ -254,12 +254,15 @@ def _loopback_up() -> None:
 
 
 def _write_sysctl(key: str, value: str) -> None:
-    """The host's /proc/sys shows each reader the values of its own namespaces."""
-    file = "/proc/sys/" + key.replace(".", "/")
+    """The host's /proc/sys shows each reader the values of its own namespaces. The path is told as runc has it."""
+    path = key.replace(".", "/")
+    told = f"fsmount:fscontext:proc/./sys/{path}"
     try:
-        cgroup.write(file, value)
+        cgroup.write(f"/proc/sys/{path}", value)
+    except FileNotFoundError as error:
+        raise Failed(f"open sysctl {key} file: unsafe procfs detected: openat2 {told}: {words(error)}") from error
     except OSError as error:
-        raise Failed(f"open {file}: {words(error)}") from error
+        raise Failed(f'failed to write sysctl {key} = "{value}": write {told}: {words(error)}') from error
 
 
 def _make_directory(root: Rootdir, path: str) -> None:

@@ -88,7 +88,11 @@ def environment(process: Process, identity: users.Identity) -> Environment:
     if any(value.startswith("=") for value in values):  # runc 1.3; of a container dockerd says so earlier
         raise Failed("invalid environment variable: name cannot be empty")
     argv, envp = [[text.encode(errors="surrogateescape") for text in texts] for texts in (process["args"], values)]
-    if any(b"\0" in text for text in (*argv, *envp)):
+    for text in envp:
+        if b"\0" in text:
+            name = text.partition(b"=")[0].decode(errors="replace")
+            raise Failed(f'invalid environment variable "{name}": contains nul byte (\\x00)')
+    if any(b"\0" in text for text in argv):
         raise Failed("invalid argument")
     return Environment(argv, envp)
 
@@ -102,7 +106,9 @@ def limit(process: Process) -> None:
         try:
             resource.setrlimit(entry["resource"], (soft, hard))
         except (OSError, ValueError) as error:
-            why = words(error) if isinstance(error, OSError) else str(error)
+            # Python tells the kernel's EINVAL and EPERM as a ValueError.
+            number = errno.EPERM if str(error).startswith("not allowed") else errno.EINVAL
+            why = words(error if isinstance(error, OSError) else OSError(number, ""))
             raise Failed(
                 f"error setting rlimits for ready process: error setting rlimit type {entry['resource']}: {why}"
             ) from error

@@ -19,7 +19,6 @@ from compatd.wire.types.containers import (
     Mount,
     UpdateRequest,
 )
-from compatd.wire.types.networks import EndpointSettings, NetworkingConfig
 
 T = TypeVar("T")
 
@@ -235,20 +234,6 @@ def _no_start_interval(request: ContainerCreateRequest) -> ContainerCreateReques
     return msgspec.structs.replace(request, healthcheck=msgspec.structs.replace(request.healthcheck, start_interval=0))
 
 
-def _container_mac(request: ContainerCreateRequest) -> ContainerCreateRequest:
-    # The address was the container's, and those of endpoints were passed over.
-    mode = request.host_config.network_mode if request.host_config is not None else ""
-    name = "bridge" if mode in ("", "default") else mode
-    given = request.networking_config.endpoints_config if request.networking_config is not None else {}
-    changed = {key: None if one is None else msgspec.structs.replace(one, mac_address="") for key, one in given.items()}
-    if request.mac_address and not name.startswith("container:") and name not in ("host", "none"):
-        main = next(iter(changed)) if len(changed) == 1 else name
-        settings = changed.get(main) or EndpointSettings()
-        changed[main] = msgspec.structs.replace(settings, mac_address=request.mac_address)
-        request = msgspec.structs.replace(request, mac_address="")
-    return msgspec.structs.replace(request, networking_config=NetworkingConfig(endpoints_config=changed))
-
-
 def _no_console_size(request: ExecCreateRequest) -> ExecCreateRequest:
     return msgspec.structs.replace(request, console_size=None)
 
@@ -264,11 +249,9 @@ def _no_pids_limit(request: UpdateRequest) -> UpdateRequest:
 ALL: Version = (99, 0)
 
 UPGRADES: tuple[Upgrade, ...] = (
-    # Kernel memory limits are gone from kernels; since 1.42 the field is passed over, and by then nothing enforced it.
-    Upgrade("ContainerCreate", ALL, _host(kernel_memory=0)),
     Upgrade("ContainerCreate", (1, 25), _host(auto_remove=False)),
     Upgrade("ContainerCreate", (1, 40), _mounts(_bind(non_recursive=False))),
-    Upgrade("ContainerCreate", (1, 40), _host(kernel_memory_tcp=0, pids_limit=None)),
+    Upgrade("ContainerCreate", (1, 40), _host(kernel_memory_tcp=0)),
     Upgrade("ContainerCreate", (1, 40), _host_default("ipc_mode", "shareable")),
     Upgrade("ContainerCreate", (1, 41), _host_default("cgroupns_mode", "host")),
     Upgrade("ContainerCreate", (1, 42), _mounts(_fitting_options)),
@@ -276,7 +259,6 @@ UPGRADES: tuple[Upgrade, ...] = (
     Upgrade("ContainerCreate", (1, 42), _host(console_size=(0, 0))),
     Upgrade("ContainerCreate", (1, 43), _host(annotations={})),
     Upgrade("ContainerCreate", (1, 44), _no_start_interval),
-    Upgrade("ContainerCreate", (1, 44), _container_mac),
     Upgrade("ContainerExec", (1, 42), _no_console_size),
     Upgrade("ContainerUpdate", ALL, _no_kernel_memory),
     Upgrade("ContainerUpdate", (1, 40), _no_pids_limit),

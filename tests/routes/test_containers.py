@@ -20,6 +20,7 @@ from compatd.wire.types.containers import (
     PathStat,
     TopResponse,
 )
+from compatd.wire.types.networks import NetworkingConfig
 from tests.routes.conftest import Client, Services
 
 pytestmark = pytest.mark.unit
@@ -40,7 +41,12 @@ async def test_create(client: Client, services: Services) -> None:
     body = json.dumps({"Image": "busybox", "Cmd": ["true"], "HostConfig": {"IpcMode": ""}})
     reply = await client("POST", "/containers/create?name=/a&platform=linux/amd64", body, headers=JSON)
     assert (reply.status, reply.json()) == (201, {"Id": "1", "Warnings": []})
-    wanted = ContainerCreateRequest(image="busybox", cmd=["true"], host_config=HostConfig())
+    wanted = ContainerCreateRequest(
+        image="busybox",
+        cmd=["true"],
+        host_config=HostConfig(network_mode="bridge"),
+        networking_config=NetworkingConfig(),
+    )
     assert services.containers.last[0] == ("/a", wanted, "linux/amd64")
     await client("POST", "/v1.39/containers/create?platform=linux/amd64", body, headers=JSON)
     _, request, platform = services.containers.last[0]

@@ -192,7 +192,7 @@ class TestCgroups:
         own = Path(launch["cgroup"]["joins"][0]).parent
         launch["cgroup"]["writes"].append((f"{own}/no.such.knob", "1"))
         with pytest.raises(
-            StartFailed, match=r'process: error setting cgroup .*: failed to write "1": write .*no\.such\.knob: '
+            StartFailed, match=r'container init: error setting cgroup .*: failed to write "1": write .*no\.such\.knob: '
         ):
             await spawner.launch(launch)
         assert not own.exists()

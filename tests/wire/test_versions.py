@@ -90,10 +90,10 @@ def test_defaults_that_were_others() -> None:
 
 def test_fields_that_did_not_exist() -> None:
     assert upgraded((1, 24), asked(auto_remove=True)).auto_remove is False
-    assert upgraded((1, 39), asked(pids_limit=5)).pids_limit is None
+    assert upgraded((1, 39), asked(kernel_memory_tcp=5)).kernel_memory_tcp == 0
     assert upgraded((1, 41), asked(console_size=(1, 2))).console_size == (0, 0)
     assert upgraded((1, 42), asked(annotations={"a": "b"})).annotations == {}
-    assert upgraded((1, 51), asked(annotations={"a": "b"}, kernel_memory=9)).kernel_memory == 0
+    assert upgraded((1, 51), asked(annotations={"a": "b"})).annotations == {"a": "b"}
 
 
 def test_mounts() -> None:
