@@ -151,7 +151,7 @@ OPTIONS = (
         "string",
         "storage_driver",
         short="s",
-        help="overlay2, with layers mounted where possible; erofs: refuse to start where not; directories: unpack them",
+        help="Layer store: overlay2, erofs, directories",
     ),
     Option("log-driver", "string", "log_driver", help="Default driver for container logs"),
     Option("log-opt", "map", "log_opts", "log-opts", help="Default log driver options"),
