@@ -469,6 +469,10 @@ class Containers:
             del self._containers[record.id]
             container.is_removed = True
             self._names.pop(record.name, None)
+        if volumes:
+            for point in record.mounts:
+                if point.type == "volume" and point.anonymous:
+                    await self._volumes.remove_unused(point.name)
         self._supervisor.publish(record, "destroy")
         for pending in container.waits:
             answer_wait(pending.socket, record.exit_code)
@@ -483,10 +487,6 @@ class Containers:
         for point in record.mounts:
             if point.type == "image" and self._images.find(point.source) is None:
                 await self._images.sweep([DiffId(layer) for layer in point.layers], [])
-        if volumes:
-            for point in record.mounts:
-                if point.type == "volume" and point.anonymous:
-                    await self._volumes.remove_unused(point.name)
         return True
 
     async def _unlink(self, reference: str) -> None:

@@ -37,15 +37,16 @@ class Statistics:
 
     async def _samples(self, container: Container, stream: bool, one_shot: bool) -> AsyncIterator[StatsResponse]:
         before: Stats | None = None
-        first = True
         while True:
             if not container.alive:
-                if first or stream:
-                    yield StatsResponse(name=f"/{container.record.name}", id=container.id)
+                yield StatsResponse(
+                    name=f"/{container.record.name}",
+                    id=container.id,
+                    preread=format_time(before.read_ns if before else 0),
+                )
                 if not stream or container.record.id not in {c.id for c in self._containers}:
                     return
                 await asyncio.sleep(INTERVAL_S)
-                first = False
                 continue
             sample = await self._workers.run(self._preparation.stats, container.record)
             networks = await self._workers.run(self._networks.counters, container.record)
@@ -53,7 +54,7 @@ class Statistics:
                 yield _response(container, sample, before, networks)
                 if not stream:
                     return
-            before, first = sample, False
+            before = sample
             await asyncio.wait({container.ended}, timeout=INTERVAL_S)
 
 

@@ -143,8 +143,11 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _GO_NAMES = {
     "ContainerCreateRequest": "container.CreateRequest",
     "ExecCreateRequest": "container.ExecOptions",
+    "ExecStartRequest": "container.ExecStartOptions",
     "PortBinding": "nat.PortBinding",
 }
+# Go tells whose a field is, unless that is an embedded structure.
+_ROOTS = {"ExecCreateRequest": "ExecOptions", "ExecStartRequest": "ExecStartOptions"}
 
 
 class _Plan:
@@ -277,6 +280,7 @@ class _Struct(_Plan):
         self.type = info.cls
         name = info.cls.__name__
         self.go_type = _GO_NAMES.get(name, f"{info.cls.__module__.rpartition('.')[2].removesuffix('s')}.{name}")
+        self.root = _ROOTS.get(name, "")
         self.fields = {field.encode_name: (field.name, _plan_of(field.type)) for field in info.fields}
         self.folded = {key.casefold(): field for key, field in self.fields.items()}
 
@@ -291,7 +295,7 @@ class _Struct(_Plan):
             field = self.fields.get(key) or self.folded.get(key.casefold())
             if field is not None and item is not None:
                 name, plan = field
-                fields[name] = plan.convert(item, f"{path}.{key}")
+                fields[name] = plan.convert(item, f"{path or self.root}.{key}")
         return self.type(**fields)
 
 

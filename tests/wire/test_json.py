@@ -100,7 +100,7 @@ def test_keys_match_whatever_their_case_and_unknown_ones_are_ignored() -> None:
 
 def test_a_word_is_a_list_of_one() -> None:
     assert decode(ContainerConfig, b'{"Cmd":"true"}').cmd == ["true"]
-    with pytest.raises(DecodeError, match="string into Go struct field ExecOptions.Cmd of type"):
+    with pytest.raises(DecodeError, match=r"string into Go struct field ExecOptions\.Cmd of type"):
         decode(ExecCreateRequest, b'{"Cmd":"true"}')
 
 
