@@ -47,7 +47,7 @@ from compatd.runtime import cgroups, processes, stats
 from compatd.runtime.host import Host
 from compatd.runtime.spec import build_exec, build_launch
 from compatd.shim import spec as shim
-from compatd.shim import users
+from compatd.shim import process, users
 from compatd.shim.failures import Failed
 from compatd.shim.spec import Attach, Exec, Launch, Wait
 from compatd.tasks import Workers
@@ -366,12 +366,9 @@ class Preparation:
         await self._workers.run(self._identify, record, user)
 
     def _identify(self, record: ContainerRecord, user: str) -> users.Identity:
-        with self.assemble(record, record.pid) as tree:
-            passwd, group = (
-                tree.root.read(path, users.MAX_FILE_BYTES) if tree.root.exists(path) else b""
-                for path in ("/etc/passwd", "/etc/group")
-            )
         try:
+            with self.assemble(record, record.pid) as tree:
+                passwd, group = (process.account_file(tree.root, name) for name in ("passwd", "group"))
             return users.resolve(user, (), passwd, group)
         except Failed as error:
             raise InvalidParameter(str(error)) from error

@@ -135,6 +135,7 @@ def become_init(document: bytes, fds: list[int], ends: Ends, report: Report) -> 
         rootfs.pivot(root, overlay.get("propagation", 0))
         report.done("pivot")
         _take_stdio(ends, tty=spec["tty"])
+        _keep_only(report.sock.fileno(), master)  # the working directory may be a path through /proc/self/fd
         given = process.environment(spec, identity)
         process.join_keyring(spec, new=True)
         process.limit(spec)
@@ -195,6 +196,7 @@ def enter(spec: Exec, pidfd: int, ends: Ends, report: Report) -> NoReturn:
             master, slave = terminal.create(root, wanted.get("console_size"))
             ends = Ends(slave, slave, slave)
         _take_stdio(ends, tty=wanted["tty"])
+        _keep_only(report.sock.fileno(), master)
         given = process.environment(wanted, identity)
         process.join_keyring(wanted, new=False)
         process.limit(wanted)

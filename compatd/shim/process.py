@@ -56,11 +56,12 @@ def prepare(process: Process) -> None:
 def identify(process: Process, root: Rootdir) -> users.Identity:
     """Resolve the user against the container's files. ``Failed`` in Docker's words."""
     return users.resolve(
-        process["user"], process["groups"], _account_file(root, "passwd"), _account_file(root, "group")
+        process["user"], process["groups"], account_file(root, "passwd"), account_file(root, "group")
     )
 
 
-def _account_file(root: Rootdir, name: str) -> bytes:
+def account_file(root: Rootdir, name: str) -> bytes:
+    """What lies at /etc/``name``, empty where there is none. ``Failed`` for what is no file of a sensible size."""
     try:
         fd = root.open_regular(f"/etc/{name}")
         try:
