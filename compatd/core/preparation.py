@@ -46,8 +46,8 @@ from compatd.network.files import DnsConfig, resolve_extra_hosts
 from compatd.runtime import cgroups, processes, stats
 from compatd.runtime.host import Host
 from compatd.runtime.spec import build_exec, build_launch
-from compatd.shim import spec as shim
 from compatd.shim import process, users
+from compatd.shim import spec as shim
 from compatd.shim.failures import Failed
 from compatd.shim.spec import Attach, Exec, Launch, Wait
 from compatd.tasks import Workers

@@ -55,9 +55,7 @@ def prepare(process: Process) -> None:
 
 def identify(process: Process, root: Rootdir) -> users.Identity:
     """Resolve the user against the container's files. ``Failed`` in Docker's words."""
-    return users.resolve(
-        process["user"], process["groups"], account_file(root, "passwd"), account_file(root, "group")
-    )
+    return users.resolve(process["user"], process["groups"], account_file(root, "passwd"), account_file(root, "group"))
 
 
 def account_file(root: Rootdir, name: str) -> bytes:
