@@ -295,6 +295,9 @@ class Shim:
             if received is None:
                 self._loop.forget(child.report.fileno())
                 child.report.close()
+                # It is ready when it says so, and has started when execve(2) has closed its end.
+                if child.phases is not None and child.failure is None:
+                    self._on_started(child)
                 return
             message, fds = received
             if message["type"] == "entered":
@@ -303,8 +306,6 @@ class Shim:
                 child.phases = message["phases"]
                 if len(fds):
                     child.stdio.use_terminal(fds.pop())
-                if child.failure is None:
-                    self._on_started(child)
             elif child.failure is None:
                 child.failure = (message["text"], message["exit_code"])
             fds.close()
