@@ -7,8 +7,6 @@ The tree that is shown is the container's root with its binds and volumes, put t
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from typing import TypeVar
 
-import msgspec
-
 from compatd.core import bodies
 from compatd.core.container import Container
 from compatd.core.containers import Containers
@@ -74,17 +72,21 @@ class Archives:
     ) -> None:
         """Unpack a tar, maybe compressed, into the directory ``path``."""
         container = self._containers.get(reference)
-        owner = await self._workers.run(self._preparation.owner_of, container.record) if copy_uid_gid else None
+        owner = None
+        if copy_uid_gid and container.record.config.user:
+            owner = await self._workers.run(self._preparation.owner_of, container.record)
 
         def unpack(stream: bodies.Feed) -> None:
             with self._assemble(container) as tree:
-                filesystem.extract(
-                    tree.root,
-                    path,
-                    stream,
-                    container=reference,
-                    keep_kinds=no_overwrite_dir_non_dir,
-                    owner=owner,
+                tree.run(
+                    lambda: filesystem.extract(
+                        tree.root,
+                        path,
+                        stream,
+                        container=reference,
+                        keep_kinds=no_overwrite_dir_non_dir,
+                        owner=owner,
+                    )
                 )
 
         try:
@@ -105,7 +107,7 @@ class Archives:
         pid = container.record.pid if container.alive else 0
 
         def start() -> Iterator[bytes]:
-            tree = self._preparation.assemble(msgspec.structs.replace(container.record, mounts=()), pid)
+            tree = self._preparation.assemble(container.record, pid, mounts=False)
             return _closing(tree, filesystem.export(tree.root))
 
         self._supervisor.publish(container.record, "export")

@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 import socket
+import stat
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ from compatd.core.mounting import Mounting
 from compatd.core.networks import Networks
 from compatd.core.translation import container_spec, environment, resources
 from compatd.core.volumes import Volumes
-from compatd.errors import InvalidParameter, SystemFailure
+from compatd.errors import InvalidParameter, NotFound, SystemFailure
 from compatd.images import diff
 from compatd.images.content import DiffId
 from compatd.images.layers import LayerStore
@@ -315,10 +316,10 @@ class Preparation:
             attach=attach,
         )
 
-    def assemble(self, record: ContainerRecord, pid: int) -> Assembly:
-        """A container's root with its binds and volumes, for looking and copying; ``pid`` 0: it does not run.
+    def assemble(self, record: ContainerRecord, pid: int, *, mounts: bool = True) -> Assembly:
+        """A container's root, with its binds and volumes if ``mounts``, for looking and copying.
 
-        The caller closes it. Blocks.
+        ``pid`` 0: it does not run. The caller closes it. Blocks.
         """
         paths = self.paths(record.id)
         root_fd = -1
@@ -332,8 +333,10 @@ class Preparation:
             root_fd = self._layers.mount(
                 [DiffId(layer) for layer in record.layers], Path(paths.upper), Path(paths.work)
             )
+        wanted = record if mounts else msgspec.structs.replace(record, mounts=())
         try:
-            with self._mounting.binds(record) as binds:
+            with self._mounting.binds(wanted) as binds:
+                binds = [*binds, *self._network_files(record)] if mounts else binds
                 return Assembly(root_fd, binds, readonly=record.host_config.readonly_rootfs)
         finally:
             os.close(root_fd)
@@ -341,6 +344,20 @@ class Preparation:
     def populate(self, record: ContainerRecord) -> None:
         """Fill a new container's empty volumes from its image. Blocks."""
         self._mounting.populate(record)
+
+    def _network_files(self, record: ContainerRecord) -> list[AssemblyBind]:
+        """What is bound into it at each start, once that has been (moby container_unix.go, NetworkMounts)."""
+        try:
+            paths = self.paths(self._network_owner(record).id)
+        except NotFound:
+            return []
+        files = {"/etc/resolv.conf": paths.resolv_conf, "/etc/hostname": paths.hostname, "/etc/hosts": paths.hosts}
+        covered = {point.target for point in record.mounts}
+        return [
+            AssemblyBind(source=source, target=target)
+            for target, source in files.items()
+            if target not in covered and os.path.exists(source)
+        ]
 
     def changes(self, record: ContainerRecord) -> list[diff.Change]:
         """What the writable layer changes in the image. Blocks."""
@@ -456,25 +473,27 @@ class Preparation:
         return TopResponse(titles=titles, processes=rows)
 
     def upper_size_bytes(self, container_id: str) -> int:
-        """Bytes of files in the writable layer; hard links count once."""
+        """Bytes of what is in the writable layer, directories apart; hard links count once."""
         total = 0
         seen: set[tuple[int, int]] = set()
-        pending = [self.paths(container_id).upper]
-        while pending:
-            try:
-                entries = list(os.scandir(pending.pop()))
-            except OSError:
-                continue
-            for entry in entries:
+        try:
+            upper = Rootdir.of(self.paths(container_id).upper)
+        except FileNotFoundError:
+            return 0
+        with upper:
+            pending = [b"."]
+            while pending:
+                directory = pending.pop()
                 try:
-                    status = entry.stat(follow_symlinks=False)
-                except OSError:
+                    entries = upper.entries(directory)
+                except OSError:  # gone meanwhile
                     continue
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(entry.path)
-                elif entry.is_file(follow_symlinks=False) and (status.st_dev, status.st_ino) not in seen:
-                    seen.add((status.st_dev, status.st_ino))
-                    total += status.st_size
+                for name, status in entries:
+                    if stat.S_ISDIR(status.st_mode):
+                        pending.append(directory + b"/" + name)
+                    elif (status.st_dev, status.st_ino) not in seen:
+                        seen.add((status.st_dev, status.st_ino))
+                        total += status.st_size
         return total
 
 

@@ -2,6 +2,7 @@
 
 import bz2
 import lzma
+import secrets
 import zlib
 from collections.abc import Callable
 from typing import BinaryIO, Protocol, cast
@@ -15,6 +16,7 @@ _CHUNK_BYTES = 1 << 20
 _INPUT_BYTES = 1 << 17
 _XZ_MEMORY_BYTES = 1 << 28
 _ZSTD_WINDOW_BYTES = 1 << 27  # what the zstd program itself takes without being asked for more
+_SEAL_BYTES = 16
 _FAULTS: tuple[type[Exception], ...] = (
     OSError,
     EOFError,
@@ -138,14 +140,59 @@ class _Stream:
 
 
 class _Zstd:
-    """A truncated stream ends early without an error here: what is inside, an archive with a digest, tells."""
+    """The library does not tell a frame's end from the stream's. So a frame of our own is put behind: if its content
+    comes out last, everything before it was complete."""
 
     def __init__(self, source: Readable) -> None:
+        self._seal = secrets.token_bytes(_SEAL_BYTES)
+        frame = zstandard.ZstdCompressor(level=1).compress(self._seal)
         decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
-        self._reader = decompressor.stream_reader(cast("BinaryIO", source), read_across_frames=True)
+        self._source = _Sealed(source, frame)
+        self._reader = decompressor.stream_reader(cast("BinaryIO", self._source), read_across_frames=True)
+        self._buffer = b""
+        self._position = 0
+        self._ended = False
 
     def read(self, size: int, /) -> bytes:
+        while not self._ended and len(self._buffer) - self._position <= _SEAL_BYTES:
+            self._fill(size)
+        kept = 0 if self._ended else _SEAL_BYTES
+        end = min(len(self._buffer) - kept, self._position + size)
+        data = self._buffer[self._position : end]
+        self._position = end
+        return data
+
+    def _fill(self, size: int) -> None:
+        rest = self._buffer[self._position :]
         try:
-            return self._reader.read(min(size, _CHUNK_BYTES))
+            data = self._reader.read(max(min(size, _CHUNK_BYTES), 2 * _SEAL_BYTES))
         except _FAULTS as error:
+            if self._source.is_sealed:
+                raise BadArchive("unexpected EOF") from error
             raise BadArchive(f"damaged compressed data: {error}") from error
+        if not data:
+            if rest != self._seal:
+                raise BadArchive("unexpected EOF")
+            rest, self._ended = b"", True
+        self._buffer, self._position = rest + data, 0
+
+
+class _Sealed:
+    """A stream with something added at its end."""
+
+    def __init__(self, source: Readable, seal: bytes) -> None:
+        self._source = source
+        self._seal = Peeked(_Nothing(), seal)
+        self.is_sealed = False
+
+    def read(self, size: int, /) -> bytes:
+        data = b"" if self.is_sealed else self._source.read(size)
+        if data:
+            return data
+        self.is_sealed = True
+        return self._seal.read(size)
+
+
+class _Nothing:
+    def read(self, size: int, /) -> bytes:
+        return b""

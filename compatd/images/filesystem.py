@@ -10,12 +10,12 @@ import os
 import posixpath
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from compatd.errors import InvalidParameter, NotFound, SystemFailure
 from compatd.images.compression import decompressed
 from compatd.images.tar import Readable
-from compatd.images.trees import Packer, unpack
+from compatd.images.trees import MissingTarget, Packer, unpack
 from compatd.linux.rootdir import Rootdir
 
 # Go's io/fs, FileMode: what the client is told.
@@ -63,7 +63,7 @@ def stat_path(root: Rootdir, path: str, *, container: str) -> PathStat:
     except OSError as error:
         raise _lookup_failed(error, absolute, path, container) from error
     return PathStat(
-        name=_base(absolute),
+        name=_base(path),
         size_bytes=status.st_size,
         mode=go_mode(status.st_mode),
         mtime_ns=status.st_mtime_ns,
@@ -78,8 +78,9 @@ def tar_path(root: Rootdir, path: str, *, container: str) -> tuple[PathStat, Ite
     ``stat_path``.
     """
     found = stat_path(root, path, container=container)
-    packer = Packer(root, os.fsencode(_absolute(path)), name=os.fsencode(found.name))
-    return found, iter(packer)
+    absolute = _absolute(path)
+    found = replace(found, name=_base(absolute))
+    return found, iter(Packer(root, os.fsencode(absolute), name=os.fsencode(found.name)))
 
 
 def export(root: Rootdir) -> Iterator[bytes]:
@@ -96,30 +97,31 @@ def extract(
     keep_kinds: bool = False,
     owner: tuple[int, int] | None = None,
 ) -> None:
-    """Unpack an archive, compressed or not, into the directory ``path``, following links inside ``root``.
+    """Unpack an archive, compressed or not, into the directory ``path``; links lead nowhere outside of that.
 
     ``keep_kinds``: noOverwriteDirNonDir. ``owner``: copyUIDGID, whom everything shall belong to. NotFound,
     InvalidParameter (not a directory, read-only, a bad archive) or SystemFailure; what was unpacked stays.
     """
     absolute = _absolute(path)
     try:
+        shown = root.resolve(absolute)
         fd = root.open(absolute, os.O_PATH)
-        try:
-            is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
-            read_only = bool(os.fstatvfs(fd).f_flag & os.ST_RDONLY)
-            in_volume = os.fstat(fd).st_dev != os.fstat(root.fileno()).st_dev
-        finally:
-            os.close(fd)
-        base = root.resolve(absolute)
     except OSError as error:
+        if error.errno == errno.ENOTDIR and not absolute.endswith(("/", "/.")):  # the links on the way come first
+            raise SystemFailure("not a directory") from error
         raise _lookup_failed(error, absolute, path, container) from error
-    if not is_directory:
-        raise InvalidParameter("extraction point is not a directory")
-    if read_only:
-        raise InvalidParameter(
-            "mounted volume is marked read-only" if in_volume else "container rootfs is marked read-only"
-        )
-    unpack(decompressed(stream), root, base=base, keep_kinds=keep_kinds, owner=owner)
+    with Rootdir(fd) as top:
+        if not stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise InvalidParameter("extraction point is not a directory")
+        if os.fstatvfs(fd).f_flag & os.ST_RDONLY:
+            in_volume = os.fstat(fd).st_dev != os.fstat(root.fileno()).st_dev
+            raise InvalidParameter(
+                "mounted volume is marked read-only" if in_volume else "container rootfs is marked read-only"
+            )
+        try:
+            unpack(decompressed(stream), top, shown=shown, keep_kinds=keep_kinds, owner=owner)
+        except MissingTarget as error:
+            raise file_not_found(path, container) from error  # whatever it is that was not found
 
 
 def go_mode(mode: int) -> int:
@@ -138,15 +140,13 @@ def file_not_found(path: str, container: str) -> NotFound:
 def _lookup_failed(error: OSError, absolute: str, path: str, container: str) -> Exception:
     if error.errno == errno.ENOENT:
         return file_not_found(path, container)
-    if error.errno == errno.EINVAL and "\0" in path:
-        return InvalidParameter(f"lstat {absolute}: invalid argument")
     return SystemFailure(f"lstat {absolute}: {(error.strerror or 'input/output error').lower()}")
 
 
 def _absolute(path: str) -> str:
     """Cleaned, but a trailing ``/`` or ``/.`` means a directory and stays (moby, PreserveTrailingDotOrSeparator)."""
     if "\0" in path:
-        raise InvalidParameter(f"lstat {path}: invalid argument".replace("\0", "\\x00"))
+        raise SystemFailure(f"lstat /{path.lstrip('/')}: invalid argument")
     cleaned = posixpath.normpath("/" + path.lstrip("/"))
     if _base(path) == ".":
         return cleaned.rstrip("/") + "/."

@@ -145,7 +145,7 @@ class LayerStore(Protocol):
         ...
 
 
-_INIT_DIRECTORIES = ("dev", "dev/pts", "dev/shm", "dev/mqueue", "etc", "proc", "sys")
+_INIT_DIRECTORIES = ("dev", "dev/pts", "dev/shm", "etc", "proc", "sys")
 _INIT_FILES = (".dockerenv", "dev/console", "etc/hosts", "etc/hostname", "etc/resolv.conf")
 
 

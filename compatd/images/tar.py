@@ -352,7 +352,7 @@ class TarReader:
         if entry.type == b"7":
             return entry._replace(type=REGULAR)
         if entry.type != b"S":
-            raise BadArchive(f"{_show(entry.name)}: unhandled tar header type {entry.type[0]}")
+            raise BadArchive(f"unhandled tar header type {entry.type[0]}")
         numbers: list[int] = []
         fields, more = block[386:482], block[482]
         real_size = _number(block[483:495])

@@ -70,6 +70,10 @@ _ARCHIVE_FAULTS = {
 _CHANGED = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENODATA}
 
 
+class MissingTarget(BadArchive):
+    """A link leads to nothing, where it must not."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:
     """What a tree or an archive amounts to."""
@@ -83,15 +87,15 @@ def unpack(
     stream: Readable,
     root: Rootdir,
     *,
-    base: bytes = b".",
+    shown: bytes = b".",
     whiteouts: bool = False,
     private: bool = False,
     keep_kinds: bool = False,
     owner: tuple[int, int] | None = None,
 ) -> Contents:
-    """Unpack an uncompressed tar into the directory ``base`` of ``root``, replacing what is there.
+    """Unpack an uncompressed tar into ``root``, replacing what is there.
 
-    Links on the way are followed inside ``root``. The attributes of ``base`` itself stay.
+    Links on the way are followed inside ``root``, whose own attributes stay. ``shown``: its name, for texts.
 
     ``private``: nobody else works in the tree, and no directory in it has the set-group-id bit yet, so that new
     files are known to be ours. ``keep_kinds``: refuse to replace a directory by something else or the reverse.
@@ -99,7 +103,7 @@ def unpack(
 
     BadArchive for what is wrong with the archive, SystemFailure for the rest (a full disk).
     """
-    unpacker = _Unpacker(TarReader(stream), root, base, whiteouts, private, keep_kinds, owner)
+    unpacker = _Unpacker(TarReader(stream), root, shown, whiteouts, private, keep_kinds, owner)
     try:
         unpacker.run()
     finally:
@@ -112,7 +116,7 @@ class _Unpacker:
         self,
         reader: TarReader,
         root: Rootdir,
-        base: bytes,
+        shown: bytes,
         whiteouts: bool,
         private: bool,
         keep_kinds: bool,
@@ -120,8 +124,7 @@ class _Unpacker:
     ) -> None:
         self._reader = reader
         self._root = root
-        self._base = base
-        self._prefix = b"" if base == b"." else base.rstrip(b"/") + b"/"
+        self._shown = shown
         self._whiteouts = whiteouts
         self._keep_kinds = keep_kinds
         self._owner = owner
@@ -217,7 +220,7 @@ class _Unpacker:
                 self._replace(entry, parent, name)
                 os.mkdir(name, entry.mode & 0o777, dir_fd=parent)
         found = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        path = self._prefix + head + b"/" + name
+        path = head + b"/" + name
         if opaque:
             with self._root.descend(path) as directory:
                 os.setxattr(_path(directory.fileno()), _OPAQUE, b"y")
@@ -226,7 +229,9 @@ class _Unpacker:
 
     def _symlink(self, entry: Entry, parent: int, name: bytes) -> None:
         target = entry.linkname
-        if not target or len(target) > 4095 or b"\0" in target:
+        if not target:
+            raise MissingTarget(f"{_show(entry.name)}: invalid link target")
+        if len(target) > 4095 or b"\0" in target:
             raise BadArchive(f"{_show(entry.name)}: invalid link target")
         try:
             os.symlink(target, name, dir_fd=parent)
@@ -241,19 +246,22 @@ class _Unpacker:
         self.size_bytes += len(target)
 
     def _link(self, entry: Entry, parent: int, name: bytes) -> None:
-        parts = components(entry.linkname)
+        try:
+            parts = components(entry.linkname)
+        except BadArchive as error:
+            raise BadArchive(f"invalid hardlink target {_show(entry.linkname)}") from error
         if not parts:
             raise BadArchive(f"{_show(entry.name)}: invalid hard link target {_show(entry.linkname)}")
         target = parts.pop()
         try:
             source = self._open_parent(b"/".join(parts))
         except (FileNotFoundError, NotADirectoryError):
-            raise BadArchive(f"{_show(entry.name)}: hard link to missing {_show(entry.linkname)}") from None
+            raise MissingTarget(f"{_show(entry.name)}: hard link to missing {_show(entry.linkname)}") from None
         try:
             try:
                 found = os.stat(target, dir_fd=source, follow_symlinks=False)
             except FileNotFoundError:
-                raise BadArchive(f"{_show(entry.name)}: hard link to missing {_show(entry.linkname)}") from None
+                raise MissingTarget(f"{_show(entry.name)}: hard link to missing {_show(entry.linkname)}") from None
             try:
                 os.link(target, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
             except FileExistsError:
@@ -344,10 +352,9 @@ class _Unpacker:
         return fd
 
     def _open_parent(self, head: bytes) -> int:
-        return self._root.open(self._prefix + head if head else self._base, os.O_PATH | os.O_DIRECTORY)
+        return self._root.open(head or b".", os.O_PATH | os.O_DIRECTORY)
 
     def _make_parents(self, head: bytes) -> None:
-        head = self._prefix + head
         uid, gid = self._owner or (0, 0)
         try:
             self._root.makedirs(head, 0o755, uid, gid)
@@ -372,11 +379,18 @@ class _Unpacker:
         is_directory = stat.S_ISDIR(found.st_mode)
         if self._keep_kinds and is_directory != (entry.type == DIRECTORY):
             there, new = ("directory", "non-directory") if is_directory else ("non-directory", "directory")
-            raise BadArchive(f"cannot overwrite {there} {_show(entry.name)} with {new} {_show(self._base)}")
-        if is_directory:
-            remove_tree(parent, name)
-        else:
-            os.unlink(name, dir_fd=parent)
+            cleaned = b"/".join(components(entry.name))
+            raise BadArchive(f"cannot overwrite {there} {_show(cleaned)} with {new} {_show(self._shown)}")
+        try:
+            if is_directory:
+                remove_tree(parent, name)
+            else:
+                os.unlink(name, dir_fd=parent)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            where = b"/".join(components(entry.name)).decode(errors="backslashreplace")
+            raise SystemFailure(f"RemoveAll {where}: device or resource busy") from error
         if is_directory or stat.S_ISLNK(found.st_mode):
             self._stale = True  # names may lead elsewhere now; the entry at hand still uses its parent
 

@@ -41,7 +41,7 @@ def test_formats(compress: Callable[[bytes], bytes]) -> None:
     assert read_all(compress(b"")) == b""
 
 
-@pytest.mark.parametrize("name", ["gzip", "bzip2", "xz"])
+@pytest.mark.parametrize("name", ["gzip", "bzip2", "xz", "zstd"])
 def test_truncation(name: str) -> None:
     with pytest.raises(BadArchive, match="unexpected EOF"):
         read_all(FORMATS[name](CONTENT)[:-9])
