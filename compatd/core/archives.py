@@ -4,7 +4,7 @@ The tree that is shown is the container's root with its binds and volumes, put t
 (``linux.assembly``), so that nothing is mounted where a container or the host could see it.
 """
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterator
 from typing import TypeVar
 
 from compatd.core import bodies
@@ -48,18 +48,18 @@ class Archives:
         """What ``path`` is, and its tar, which is read while it is consumed."""
         container = self._containers.get(reference)
 
-        def start() -> tuple[filesystem.PathStat, Callable[[], Iterator[bytes]]]:
+        def start() -> tuple[filesystem.PathStat, _Tree]:
             tree = self._assemble(container)
             try:
                 found, pieces = filesystem.tar_path(tree.root, path, container=reference)
             except BaseException:
                 tree.close()
                 raise
-            return found, lambda: _closing(tree, pieces)
+            return found, _Tree(tree, pieces)
 
-        found, pieces = await self._workers.run(start)
+        found, pieces = await bodies.acquire(start, lambda started: started[1].close(), self._workers)
         self._supervisor.publish(container.record, "archive-path")
-        return _path_stat(found), bodies.produce(pieces, self._workers)
+        return _path_stat(found), bodies.produce(lambda: pieces, self._workers)
 
     async def put(
         self,
@@ -108,7 +108,7 @@ class Archives:
 
         def start() -> Iterator[bytes]:
             tree = self._preparation.assemble(container.record, pid, mounts=False)
-            return _closing(tree, filesystem.export(tree.root))
+            return _Tree(tree, filesystem.export(tree.root))
 
         self._supervisor.publish(container.record, "export")
         return bodies.produce(start, self._workers)
@@ -118,9 +118,23 @@ class Archives:
         return self._preparation.assemble(container.record, pid)
 
 
-def _closing(tree: Assembly, pieces: Iterator[bytes]) -> Iterator[bytes]:
-    with tree:
-        yield from pieces
+class _Tree:
+    """Pieces that are read from a tree, which is closed with them, even if none was asked for."""
+
+    def __init__(self, tree: Assembly, pieces: Generator[bytes]) -> None:
+        self._tree = tree
+        self._pieces = pieces
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Not while a piece is being read."""
+        self._pieces.close()
+        self._tree.close()
 
 
 def _path_stat(found: filesystem.PathStat) -> PathStat:

@@ -100,9 +100,25 @@ async def consume(body: AsyncIterable[bytes], function: Callable[[Feed], T], wor
     return cast(T, result)
 
 
+async def acquire(function: Callable[[], T], release: Callable[[T], object], workers: Workers) -> T:
+    """Run ``function`` on a worker thread; its result, which is released there when the await is cancelled meanwhile."""
+    work = tasks.spawn(_attempt(function, workers), name="acquire")
+    try:
+        result, error = await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait({work})
+        result, error = work.result()
+        if error is None:
+            await workers.run(release, cast(T, result))
+        raise
+    if error is not None:
+        raise error
+    return cast(T, result)
+
+
 async def produce(start: Callable[[], Iterator[bytes]], workers: Workers) -> AsyncIterator[bytes]:
     """Pieces of what ``start`` (called on a worker thread) gives, gathered into large ones. Closed with the caller."""
-    source = await workers.run(start)
+    source = await acquire(start, _close, workers)
 
     def gather() -> bytes:
         batch: list[bytes] = []
@@ -114,10 +130,34 @@ async def produce(start: Callable[[], Iterator[bytes]], workers: Workers) -> Asy
                 break
         return b"".join(batch) if len(batch) != 1 else batch[0]
 
+    reading: asyncio.Task[tuple[bytes | None, Exception | None]] | None = None
+
+    async def close() -> None:
+        if reading is not None:  # the client has gone while a thread reads
+            await asyncio.wait({reading})
+        await workers.run(_close, source)
+
     try:
-        while piece := await workers.run(gather):
+        while True:
+            reading = tasks.spawn(_attempt(gather, workers), name="produce body")
+            piece, error = await asyncio.shield(reading)
+            if error is not None:
+                raise error
+            if not piece:
+                break
             yield piece
     finally:
-        close = getattr(source, "close", None)
-        if close is not None:
-            await asyncio.shield(workers.run(close))
+        await asyncio.shield(tasks.spawn(close(), name="close body"))
+
+
+def _close(source: Iterator[bytes]) -> None:
+    close = getattr(source, "close", None)
+    if close is not None:
+        close()
+
+
+async def _attempt(function: Callable[[], T], workers: Workers) -> tuple[T | None, Exception | None]:
+    try:
+        return await workers.run(function), None
+    except Exception as error:  # handed to who waits
+        return None, error

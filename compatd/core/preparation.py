@@ -338,6 +338,8 @@ class Preparation:
             with self._mounting.binds(wanted) as binds:
                 binds = [*binds, *self._network_files(record)] if mounts else binds
                 return Assembly(root_fd, binds, readonly=record.host_config.readonly_rootfs)
+        except OSError as error:  # what the container has at a mount's target is no place for it
+            raise SystemFailure(f"error mounting the container's files: {(error.strerror or '').lower()}") from error
         finally:
             os.close(root_fd)
 
@@ -345,7 +347,7 @@ class Preparation:
         """Fill a new container's empty volumes from its image. Blocks."""
         self._mounting.populate(record)
 
-    def _network_files(self, record: ContainerRecord) -> list[AssemblyBind]:
+    def _network_files(self, record: ContainerRecord) -> list[Bind]:
         """What is bound into it at each start, once that has been (moby container_unix.go, NetworkMounts)."""
         try:
             paths = self.paths(self._network_owner(record).id)
@@ -354,7 +356,7 @@ class Preparation:
         files = {"/etc/resolv.conf": paths.resolv_conf, "/etc/hostname": paths.hostname, "/etc/hosts": paths.hosts}
         covered = {point.target for point in record.mounts}
         return [
-            AssemblyBind(source=source, target=target)
+            Bind(source=source, target=target)
             for target, source in files.items()
             if target not in covered and os.path.exists(source)
         ]
@@ -389,6 +391,8 @@ class Preparation:
             return users.resolve(user, (), passwd, group)
         except Failed as error:
             raise InvalidParameter(str(error)) from error
+        except OSError as error:
+            raise SystemFailure(f"unable to find user {user}: {(error.strerror or '').lower()}") from error
 
     # --------------------------------------------------------------------- end
 

@@ -9,7 +9,7 @@ import errno
 import os
 import posixpath
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 
 from compatd.errors import InvalidParameter, NotFound, SystemFailure
@@ -71,7 +71,7 @@ def stat_path(root: Rootdir, path: str, *, container: str) -> PathStat:
     )
 
 
-def tar_path(root: Rootdir, path: str, *, container: str) -> tuple[PathStat, Iterator[bytes]]:
+def tar_path(root: Rootdir, path: str, *, container: str) -> tuple[PathStat, Generator[bytes]]:
     """What is at ``path`` as an archive, its names beginning with ``path``'s last one (``.`` for a trailing ``/.``).
 
     The iterator reads while it is consumed and wants ``root`` open until then; close it to stop early. Errors as
@@ -80,12 +80,20 @@ def tar_path(root: Rootdir, path: str, *, container: str) -> tuple[PathStat, Ite
     found = stat_path(root, path, container=container)
     absolute = _absolute(path)
     found = replace(found, name=_base(absolute))
-    return found, iter(Packer(root, os.fsencode(absolute), name=os.fsencode(found.name)))
+    packer = Packer(root, os.fsencode(absolute), name=os.fsencode(found.name))
+    return found, _packed(packer, absolute, path, container)
 
 
-def export(root: Rootdir) -> Iterator[bytes]:
+def export(root: Rootdir) -> Generator[bytes]:
     """The whole tree as an archive, names relative. As ``tar_path`` for reading and closing."""
-    return iter(Packer(root))
+    return _packed(Packer(root), "/", "/", "")
+
+
+def _packed(packer: Packer, absolute: str, path: str, container: str) -> Generator[bytes]:
+    try:
+        yield from packer
+    except OSError as error:  # gone since it was looked at, or unreadable
+        raise _lookup_failed(error, absolute, path, container) from error
 
 
 def extract(
