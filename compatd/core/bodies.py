@@ -101,7 +101,7 @@ async def consume(body: AsyncIterable[bytes], function: Callable[[Feed], T], wor
 
 
 async def acquire(function: Callable[[], T], release: Callable[[T], object], workers: Workers) -> T:
-    """Run ``function`` on a worker thread; its result, which is released there when the await is cancelled meanwhile."""
+    """Run ``function`` on a worker thread; its result, released there if the await is cancelled meanwhile."""
     work = tasks.spawn(_attempt(function, workers), name="acquire")
     try:
         result, error = await asyncio.shield(work)

@@ -39,7 +39,7 @@ from compatd.errors import InvalidParameter, NotFound, SystemFailure
 from compatd.images import diff
 from compatd.images.content import DiffId
 from compatd.images.layers import LayerStore
-from compatd.linux.assembly import Assembly, clone_root
+from compatd.linux.assembly import Assembly, Bind, clone_root
 from compatd.linux.rootdir import Rootdir
 from compatd.network import files
 from compatd.network.driver import Endpoint

@@ -70,7 +70,7 @@ class Assembly:
                 os.close(top)
             return work()
 
-        return _on_thread(enter)
+        return on_thread(enter)
 
     def close(self) -> None:
         self.root.close()
