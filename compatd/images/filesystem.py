@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 from compatd.errors import InvalidParameter, NotFound, SystemFailure
 from compatd.images.compression import decompressed
-from compatd.images.tar import Readable
-from compatd.images.trees import MissingTarget, Packer, unpack
+from compatd.images.tar import BadArchive, Readable
+from compatd.images.trees import Packer, unpack
 from compatd.linux.rootdir import Rootdir
 
 # Go's io/fs, FileMode: what the client is told.
@@ -128,8 +128,10 @@ def extract(
             )
         try:
             unpack(decompressed(stream), top, shown=shown, keep_kinds=keep_kinds, owner=owner)
-        except MissingTarget as error:
-            raise file_not_found(path, container) from error  # whatever it is that was not found
+        except BadArchive as error:
+            if error.is_missing:
+                raise file_not_found(path, container) from error  # whatever it is that was not found
+            raise
 
 
 def go_mode(mode: int) -> int:

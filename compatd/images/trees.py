@@ -70,10 +70,6 @@ _ARCHIVE_FAULTS = {
 _CHANGED = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENODATA}
 
 
-class MissingTarget(BadArchive):
-    """A link leads to nothing, where it must not."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:
     """What a tree or an archive amounts to."""
@@ -230,7 +226,7 @@ class _Unpacker:
     def _symlink(self, entry: Entry, parent: int, name: bytes) -> None:
         target = entry.linkname
         if not target:
-            raise MissingTarget(f"{_show(entry.name)}: invalid link target")
+            raise BadArchive(f"{_show(entry.name)}: invalid link target", is_missing=True)
         if len(target) > 4095 or b"\0" in target:
             raise BadArchive(f"{_show(entry.name)}: invalid link target")
         try:
@@ -256,12 +252,12 @@ class _Unpacker:
         try:
             source = self._open_parent(b"/".join(parts))
         except (FileNotFoundError, NotADirectoryError):
-            raise MissingTarget(f"{_show(entry.name)}: hard link to missing {_show(entry.linkname)}") from None
+            raise _missing(entry) from None
         try:
             try:
                 found = os.stat(target, dir_fd=source, follow_symlinks=False)
             except FileNotFoundError:
-                raise MissingTarget(f"{_show(entry.name)}: hard link to missing {_show(entry.linkname)}") from None
+                raise _missing(entry) from None
             try:
                 os.link(target, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
             except FileExistsError:
@@ -642,6 +638,10 @@ def _umask() -> int:
             if line.startswith(b"Umask:"):
                 return int(line.split()[1], 8)
     return 0o7777
+
+
+def _missing(entry: Entry) -> BadArchive:
+    return BadArchive(f"{_show(entry.name)}: hard link to missing {_show(entry.linkname)}", is_missing=True)
 
 
 def _show(name: bytes) -> str:
