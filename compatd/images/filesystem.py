@@ -129,7 +129,7 @@ def extract(
         try:
             unpack(decompressed(stream), top, shown=shown, keep_kinds=keep_kinds, owner=owner)
         except BadArchive as error:
-            if error.is_missing:
+            if isinstance(error.__cause__, FileNotFoundError):
                 raise file_not_found(path, container) from error  # whatever it is that was not found
             raise
 

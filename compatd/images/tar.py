@@ -57,11 +57,7 @@ _NO_XATTRS: Mapping[bytes, bytes] = {}
 
 
 class BadArchive(InvalidParameter):
-    """The archive is damaged, truncated, hostile or not one at all. ``is_missing``: a link leads to nothing."""
-
-    def __init__(self, text: str, *, is_missing: bool = False) -> None:
-        super().__init__(text)
-        self.is_missing = is_missing
+    """The archive is damaged, truncated, hostile or not one at all."""
 
 
 class Readable(Protocol):

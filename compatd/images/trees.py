@@ -97,7 +97,8 @@ def unpack(
     files are known to be ours. ``keep_kinds``: refuse to replace a directory by something else or the reverse.
     ``owner``: instead of the owners in the archive. The stream is read to the archive's end, not to its own.
 
-    BadArchive for what is wrong with the archive, SystemFailure for the rest (a full disk).
+    BadArchive for what is wrong with the archive, caused by FileNotFoundError where a link leads to nothing;
+    SystemFailure for the rest (a full disk).
     """
     unpacker = _Unpacker(TarReader(stream), root, shown, whiteouts, private, keep_kinds, owner)
     try:
@@ -226,7 +227,7 @@ class _Unpacker:
     def _symlink(self, entry: Entry, parent: int, name: bytes) -> None:
         target = entry.linkname
         if not target:
-            raise BadArchive(f"{_show(entry.name)}: invalid link target", is_missing=True)
+            raise BadArchive(f"{_show(entry.name)}: invalid link target") from FileNotFoundError(errno.ENOENT, "")
         if len(target) > 4095 or b"\0" in target:
             raise BadArchive(f"{_show(entry.name)}: invalid link target")
         try:
@@ -251,13 +252,13 @@ class _Unpacker:
         target = parts.pop()
         try:
             source = self._open_parent(b"/".join(parts))
-        except (FileNotFoundError, NotADirectoryError):
-            raise _missing(entry) from None
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise _missing(entry) from error
         try:
             try:
                 found = os.stat(target, dir_fd=source, follow_symlinks=False)
-            except FileNotFoundError:
-                raise _missing(entry) from None
+            except FileNotFoundError as error:
+                raise _missing(entry) from error
             try:
                 os.link(target, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
             except FileExistsError:
@@ -641,7 +642,7 @@ def _umask() -> int:
 
 
 def _missing(entry: Entry) -> BadArchive:
-    return BadArchive(f"{_show(entry.name)}: hard link to missing {_show(entry.linkname)}", is_missing=True)
+    return BadArchive(f"{_show(entry.name)}: hard link to missing {_show(entry.linkname)}")
 
 
 def _show(name: bytes) -> str:
