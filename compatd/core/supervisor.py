@@ -41,6 +41,7 @@ DEFAULT_STOP_TIMEOUT_S = 10
 # After SIGKILL a process can still be stuck in the kernel; a client should hear of it then (moby waits 10 s too).
 KILL_TIMEOUT_S = 10
 FAILED_SIGNAL_GRACE_S = 2
+FROZEN_AFTER_S = 1
 
 
 class Supervisor:
@@ -327,8 +328,13 @@ class Supervisor:
             await asyncio.shield(tasks.spawn(self._await_end(container, ended), name=f"kill {container.id[:12]}"))
 
     async def _await_end(self, container: Container, ended: "asyncio.Future[object]") -> None:
-        """What SIGKILL was sent to ends; what does not, since it was moved to where that cannot reach it, is sought."""
-        if container.alive and not await _within(ended, KILL_TIMEOUT_S):
+        """What SIGKILL was sent to ends, thawed if someone has frozen it; what does not, since it was moved to where
+        that cannot reach it, is sought."""
+        if not container.alive or await _within(ended, FROZEN_AFTER_S):
+            return
+        with contextlib.suppress(SystemFailure):
+            await self._preparation.thaw(container.record)
+        if not await _within(ended, KILL_TIMEOUT_S):
             await self._preparation.kill_all(container.record)
             await _within(ended, KILL_TIMEOUT_S)
 

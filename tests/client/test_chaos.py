@@ -114,6 +114,8 @@ class Client:
         if self.rng.random() < 0.3:
             host_config["Binds"] = ["/data"]
         body = {"Image": IMAGE, "Cmd": ["sleep", "1000"], "HostConfig": host_config}
+        if self.rng.random() < 0.3:
+            body["Healthcheck"] = {"Test": ["CMD", "sleep", "0.05"], "Interval": 20_000_000}
         if host_config["AutoRemove"]:
             expected.restarts = True  # not that, but as unsure: it goes when it ends
         if self.ask("POST", "/containers/create", body, name=name) == 201:
