@@ -15,8 +15,9 @@ import logging
 import os
 import re
 import signal as signals
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from typing import Any
 
 import msgspec
 
@@ -325,7 +326,7 @@ class Supervisor:
             raise containers.not_running(container.id)
         ended = await self._signal(container, number)
         if number == signals.SIGKILL:
-            await asyncio.shield(tasks.spawn(self._await_end(container, ended), name=f"kill {container.id[:12]}"))
+            await _to_the_end(self._await_end(container, ended), name=f"kill {container.id[:12]}")
 
     async def _await_end(self, container: Container, ended: "asyncio.Future[object]") -> None:
         """What SIGKILL was sent to ends, thawed if someone has frozen it; what does not, since it was moved to where
@@ -388,9 +389,7 @@ class Supervisor:
         if not container.alive and container.record.state is not State.RESTARTING:
             raise NotModified("")
         number = parse_signal(signal) if signal else self.stop_signal(container.record)
-        await asyncio.shield(
-            tasks.spawn(self._stop(container, number, self._grace(container.record, timeout_s)), name="stop")
-        )
+        await _to_the_end(self._stop(container, number, self._grace(container.record, timeout_s)), name="stop")
 
     def _grace(self, record: ContainerRecord, timeout_s: int | None) -> int:
         if timeout_s is not None:
@@ -416,7 +415,7 @@ class Supervisor:
 
     async def restart(self, container: Container, *, timeout_s: int | None, signal: str | None) -> None:
         """Stop if it runs, then start (moby daemon/restart.go). An auto-remove container survives it."""
-        await asyncio.shield(tasks.spawn(self._restart(container, timeout_s, signal), name="restart"))
+        await _to_the_end(self._restart(container, timeout_s, signal), name="restart")
 
     async def _restart(self, container: Container, timeout_s: int | None, signal: str | None) -> None:
         if container.alive or container.record.state is State.RESTARTING:
@@ -518,6 +517,21 @@ class Supervisor:
             answer_wait(socket, container.record.exit_code)
         else:
             container.waits.append(PendingWait(condition, socket))
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None], *, name: str) -> None:
+    """Do ``work`` whole, even when the caller is cut off; what it fails with is the caller's to tell."""
+
+    async def attempt() -> EngineError | None:
+        try:
+            await work
+        except EngineError as error:
+            return error
+        return None
+
+    error = await asyncio.shield(tasks.spawn(attempt(), name=name))
+    if error is not None:
+        raise error
 
 
 async def _within(ended: "asyncio.Future[object]", timeout_s: int) -> bool:

@@ -28,11 +28,12 @@ from compatd.linux import syscalls
 from compatd.linux.fds import FdSet
 from compatd.shim import cgroup, container, protocol, title
 from compatd.shim.failures import Failed, describe, told
-from compatd.shim.loop import HUP, IN, OUT, Handler, Loop
+from compatd.shim.loop import IN, OUT, Handler, Loop
 from compatd.shim.protocol import Message, ShimShare
 from compatd.shim.sink import Sink, open_sink
 from compatd.shim.spec import Attach, Exec, Exit, Wait
 from compatd.shim.stdio import Stdio
+from compatd.shim.waiters import Waiters
 
 PIPE_GRACE_S = 2.0  # moby daemon/monitor.go: how long the end of output is awaited when others hold the pipes
 TERMINAL_GRACE_S = 0.02
@@ -138,7 +139,7 @@ class Shim:
         self._listener: socket.socket | None = None
         self._socket_identity = (0, 0)
         self._state = os.open(launch["state_dir"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._waits: list[tuple[Wait, socket.socket]] = []
+        self._waits = Waiters(self._loop)
         self._execs: dict[str, Child] = {}
         self._unheard: collections.deque[Message] = collections.deque(maxlen=UNHEARD_EXECS)
         self._phases: dict[str, int] = {}
@@ -217,7 +218,7 @@ class Shim:
             (attach, socket.socket(fileno=os.dup(descriptors[attach["fd"]]))) for attach in launch["attaches"]
         ]
         for wait in launch["waits"]:
-            self._add_wait(wait, socket.socket(fileno=os.dup(descriptors[wait["fd"]])))
+            self._waits.add(wait, socket.socket(fileno=os.dup(descriptors[wait["fd"]])))
         for fd in descriptors:
             os.close(fd)
         self._connect(engine)  # also one that has gone meanwhile: it may have left word that the start is given up
@@ -415,30 +416,10 @@ class Shim:
                 json.dump(exit_, file)
             os.rename(staged, protocol.EXIT_NAME, src_dir_fd=self._state, dst_dir_fd=self._state)
 
-    # Waiters
-
-    def _add_wait(self, wait: Wait, sock: socket.socket) -> None:
-        entry = (wait, sock)
-        self._waits.append(entry)
-        self._loop.watch(sock.fileno(), 0, lambda events: self._drop_wait(entry) if events & HUP else None)
-
-    def _drop_wait(self, entry: tuple[Wait, socket.socket]) -> None:
-        self._waits.remove(entry)
-        self._loop.forget(entry[1].fileno())
-        entry[1].close()
-
     def _answer_waits(self) -> None:
         """An exit is told when the engine knows it, so that what the client asks next agrees; or there is none."""
-        if self._init.exit is None:
-            return
-        for entry in list(self._waits):
-            wait, sock = entry
-            if self._removed or (wait["condition"] == "exit" and (self._recorded or self._engine is None)):
-                sock.setblocking(False)
-                with contextlib.suppress(OSError):
-                    sock.send(_wait_body(self._init.exit), socket.MSG_NOSIGNAL)
-                    sock.shutdown(socket.SHUT_WR)
-                self._drop_wait(entry)
+        if self._init.exit is not None and (self._removed or self._recorded or self._engine is None):
+            self._waits.answer(self._init.exit, removed=self._removed)
 
     # The engine
 
@@ -583,7 +564,7 @@ class Shim:
 
     def _do_wait(self, message: Message, fds: FdSet) -> None:
         wait = cast(Wait, message["wait"])
-        self._add_wait(wait, socket.socket(fileno=fds.steal(wait["fd"])))
+        self._waits.add(wait, socket.socket(fileno=fds.steal(wait["fd"])))
         self._answer_waits()
 
     def _do_removed(self, _: Message, __: FdSet) -> None:
@@ -592,12 +573,8 @@ class Shim:
 
     def _do_reclaim(self, _: Message, __: FdSet) -> None:
         """The container starts again: those who wait for its removal wait on with the next shim."""
-        engine = self._engine
-        for entry in list(self._waits):
-            if engine is not None and entry[0]["condition"] == "removed":
-                with contextlib.suppress(OSError):
-                    protocol.send(engine, {"type": "waiter"}, [entry[1].fileno()])
-                    self._drop_wait(entry)
+        if self._engine is not None:
+            self._waits.give_back(self._engine)
         self._tell({"type": "reclaimed"})
 
     def _do_release(self, _: Message, __: FdSet) -> None:
@@ -698,16 +675,6 @@ def _attach(stdio: Stdio, attach: Attach, sock: socket.socket) -> None:
         head=base64.b64decode(attach.get("head", "")),
         framed=attach.get("framed"),
     )
-
-
-def _wait_body(exit_: Exit) -> bytes:
-    """The rest of a chunked HTTP response whose head the engine has sent."""
-    document: dict[str, object] = {}
-    if "error" in exit_:
-        document["Error"] = {"Message": exit_["error"]}
-    document["StatusCode"] = exit_["code"]
-    line = protocol.encode(document) + b"\n"
-    return b"%x\r\n%s\r\n0\r\n\r\n" % (len(line), line)
 
 
 def _seqpacket(fd: int) -> socket.socket:

@@ -196,8 +196,11 @@ class Machine:
         for pid in self.engine.processes():
             with contextlib.suppress(OSError):
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
-                if words[0].decode(errors="replace") == title:
-                    found.setdefault(words[1].decode() if len(words) > 1 else "", []).append(pid)
+                name = words[1].decode() if len(words) > 1 else ""
+                # One that is in the container is an exec that is about to execute its program.
+                inside = name and name in Path(f"/proc/{pid}/cgroup").read_text()
+                if words[0].decode(errors="replace") == title and not inside:
+                    found.setdefault(name, []).append(pid)
         return found
 
     def problems(self) -> list[str]:

@@ -42,6 +42,7 @@ OURS = {
     "compatd.shim.terminal",
     "compatd.shim.title",
     "compatd.shim.users",
+    "compatd.shim.waiters",
 }
 # What we import, and what that imports; modules with a leading underscore are the interpreter's business.
 STANDARD = set(
