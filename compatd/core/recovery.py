@@ -13,10 +13,12 @@ In this order, before the first request is answered:
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 
 import msgspec
 
 from compatd import tasks
+from compatd.core import sharing
 from compatd.core.builds import Builds
 from compatd.core.container import Container
 from compatd.core.containers import Containers
@@ -70,8 +72,9 @@ class Recovery:
         )
         await self._end_strays()
         tasks.detach(self._sweep(), name="sweep")
+        tried = {container.id: asyncio.Event() for container in wanted}
         for container in wanted:
-            tasks.detach(self._start(container), name=f"start {container.id[:12]} with the engine")
+            tasks.detach(self._start(container, tried), name=f"start {container.id[:12]} with the engine")
 
     async def _recover(self, container: Container, wanted: list[Container]) -> None:
         record = container.record
@@ -134,11 +137,17 @@ class Recovery:
         await self._builds.sweep()
         await self._images.sweep_all()
 
-    async def _start(self, container: Container) -> None:
+    async def _start(self, container: Container, tried: Mapping[str, asyncio.Event]) -> None:
+        """After those whose namespaces it shares: ids are given at creation, so nobody waits for himself."""
         try:
+            for donor in sharing.donors(container.record.host_config):
+                if donor in tried:
+                    await tried[donor].wait()
             await self._supervisor.start(container)
         except EngineError as error:
             log.warning("container %s could not be started: %s", container.id[:12], error)
+        finally:
+            tried[container.id].set()
 
 
 def _unseen() -> Exit:

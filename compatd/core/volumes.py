@@ -17,7 +17,7 @@ from compatd.tasks import Workers
 from compatd.volumes.local import LocalVolumes, no_such_volume
 from compatd.wire.types.volumes import Volume, VolumeCreateRequest, VolumeList, VolumesPruned, VolumeUsage
 
-LIST_FILTERS = ("dangling", "driver", "label", "label!", "name")
+LIST_FILTERS = ("dangling", "driver", "label", "name")
 PRUNE_FILTERS = ("all", "label", "label!")
 ANONYMOUS_LABEL = "com.docker.volume.anonymous"
 
@@ -107,9 +107,9 @@ class Volumes:
         return self._describe(self.get(name))
 
     async def describe_with_usage(self) -> list[Volume]:
-        """Every volume with its size and users, for ``system df``."""
+        """Every volume with its size and users, for ``system df``; what has options is elsewhere."""
         described: list[Volume] = []
-        for record in list(self._volumes.values()):
+        for record in [record for record in self._volumes.values() if not record.options]:
             size = await self._workers.run(self._local.size_bytes, record.name)
             usage = VolumeUsage(ref_count=len(self.in_use(record.name)), size=size)
             described.append(msgspec.structs.replace(self._describe(record), usage_data=usage))
@@ -181,7 +181,6 @@ class Volumes:
             if (dangling is None or dangling is not bool(self.in_use(record.name)))
             and filtering.matches_any(filters.get("name", ()), record.name)
             and filtering.matches_labels(filters.get("label", ()), record.labels)
-            and not filtering.excludes_labels(filters.get("label!", ()), record.labels)
             and (not filters.get("driver") or "local" in filters["driver"])
         ]
         return VolumeList(volumes=[self._describe(record) for record in sorted(chosen, key=lambda r: r.name)])

@@ -1,11 +1,17 @@
 """Namespaces of containers: shared with the host, shared with each other, and what cannot be."""
 
+import os
+import shutil
+import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.api import Api
 from tests.cli import Cli
+from tests.conftest import have, make_cli
+from tests.engine import OwnEngine
 from tests.registry import wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.parity]
@@ -14,8 +20,8 @@ KINDS = "ipc pid net uts cgroup mnt user"
 
 
 @pytest.fixture(autouse=True)
-def image(busybox: str) -> str:
-    return busybox
+def image(request: pytest.FixtureRequest) -> str:
+    return "" if "own_engine" in request.fixturenames else str(request.getfixturevalue("busybox"))
 
 
 def namespaces(cli: Cli, *flags: str) -> dict[str, str]:
@@ -32,6 +38,18 @@ def of(cli: Cli, name: str) -> dict[str, str]:
 def donor(cli: Cli, *flags: str, name: str = "donor") -> dict[str, str]:
     cli("run", "-d", "--name", name, *flags, "busybox", "sleep", "1000")
     return of(cli, name)
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def lives(pid: int) -> bool:
+    """Whether it runs: the donor's first process need not reap what has come to it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def create(api: Api, **host_config: Any) -> tuple[int, str]:
@@ -212,3 +230,47 @@ def test_a_rename_changes_nothing(cli: Cli) -> None:
     cli("rm", "-f", "other")
     wait_until(lambda: cli("inspect", "-f", "{{.State.Running}}", "joiner") == "false\n", "the joiner has ended")
     assert cli.call("start", "joiner").code == 1
+
+
+@pytest.mark.own("its engine is killed")
+def test_donors_are_started_first_with_the_engine(own_engine: OwnEngine, tmp_path: Path) -> None:
+    """After a reboot: the joiners are older than what they share, and everyone is to be started."""
+    own_engine.start()
+    have(lambda: own_engine.load("busybox:latest"))
+    cli = have(lambda: make_cli(own_engine, tmp_path))
+    cli("run", "-d", "--name", "donor", "--restart", "always", "--ipc", "shareable", "busybox", "sleep", "1000")
+    for kind, flag in (("ipc", "--ipc"), ("pid", "--pid"), ("net", "--network")):
+        cli("run", "-d", "--name", kind, "--restart", "always", flag, "container:donor", "busybox", "sleep", "1000")
+    shims = {parent(int(cli("inspect", "-f", "{{.State.Pid}}", name))) for name in ("donor", "ipc", "pid", "net")}
+    own_engine.kill()
+    for shim in shims:
+        os.kill(shim, signal.SIGKILL)
+    wait_until(lambda: not any(Path(f"/proc/{shim}").exists() for shim in shims), "the machine is down")
+    shutil.rmtree(own_engine.exec_root)
+    own_engine.start()
+    everyone = ("donor", "ipc", "pid", "net")
+    wait_until(lambda: cli("inspect", "-f", "{{.State.Running}}", *everyone) == "true\n" * 4, "everyone runs")
+    given = of(cli, "donor")
+    for kind in ("ipc", "pid", "net"):
+        assert of(cli, kind)[kind] == given[kind]
+
+
+@pytest.mark.own("its shim is killed")
+@pytest.mark.parametrize("flags", [("--pid", "container:donor"), ("--pid", "host")])
+def test_nothing_is_left_of_a_container_whose_shim_is_killed(
+    own_engine: OwnEngine, tmp_path: Path, flags: tuple[str, str]
+) -> None:
+    """Its processes lie in a namespace that goes on; the kernel ends only the first of them with the shim."""
+    own_engine.start()
+    have(lambda: own_engine.load("busybox:latest"))
+    cli = have(lambda: make_cli(own_engine, tmp_path))
+    donor(cli)
+    cli("run", "-d", "--name", "joiner", *flags, "busybox", "sh", "-c", "sleep 2000 & sleep 3000 & wait")
+    pid = int(cli("inspect", "-f", "{{.State.Pid}}", "joiner"))
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    wait_until(lambda: len(children.read_text().split()) == 2, "both children run")
+    below = [int(word) for word in children.read_text().split()]
+    os.kill(parent(pid), signal.SIGKILL)
+    wait_until(lambda: cli("inspect", "-f", "{{.State.Running}}", "joiner") == "false\n", "the end is recorded")
+    wait_until(lambda: not any(lives(one) for one in below), "the processes have ended")
+    assert cli("inspect", "-f", "{{.State.Running}}", "donor") == "true\n"
