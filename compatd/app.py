@@ -44,6 +44,7 @@ from compatd.linux.inotify import Watches
 from compatd.linux.placement import spread
 from compatd.listeners import Listeners, notify
 from compatd.network.driver import BridgeDriver
+from compatd.network.relay import Relays
 from compatd.routes.backends import Backends
 from compatd.routes.server import serve
 from compatd.runtime import cgroups
@@ -87,7 +88,7 @@ async def start(config: Config, stack: AsyncExitStack) -> Backends:
     stack.callback(layers.close)
     images = Images(store=store, events=events, content=content, layers=layers, workers=workers)
     volumes = Volumes(store=store, events=events, local=LocalVolumes(data / "volumes"), workers=workers)
-    driver = BridgeDriver(host_ip=config.ip if config.ip != "0.0.0.0" else "")
+    driver = BridgeDriver(host_ip=config.ip if config.ip != "0.0.0.0" else "", relays=Relays())
     stack.callback(driver.close)
     networks = Networks(config=config, store=store, events=events, driver=driver, workers=workers)
     stack.callback(networks.discovery.close_all)

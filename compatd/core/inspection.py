@@ -181,8 +181,8 @@ def network_settings(record: ContainerRecord, networks: Networks) -> NetworkSett
 
 
 def port_map(record: ContainerRecord) -> PortMap:
-    """Exposed ports, and where they are published; empty unless it runs."""
-    if record.state not in ALIVE:
+    """Exposed ports, and where they are published; empty unless it runs and some network leads out."""
+    if record.state not in ALIVE or not any(one.gateway or one.gateway6 for one in record.endpoints.values()):
         return {}
     ports: PortMap = dict.fromkeys(exposed_ports(record))
     for endpoint in record.endpoints.values():

@@ -22,6 +22,7 @@ from compatd.errors import InvalidParameter, NotFound, SystemFailure
 from compatd.linux.netlink import Address, Counters, IPNetwork
 from compatd.network import bridge, ipam, nat
 from compatd.network.ports import PortMapping, PortRequest, PortReservations
+from compatd.network.relay import Relays
 
 log = logging.getLogger(__name__)
 
@@ -177,9 +178,11 @@ class _State:
 
 class BridgeDriver:
     """Bridge networks of one daemon in one network namespace. ``table``: the nf_tables table that is ours, so that
-    two daemons may share a namespace. ``host_ip``: where ports are published unless a request says otherwise."""
+    two daemons may share a namespace. ``host_ip``: where ports are published unless a request says otherwise.
+    ``relays``: who carries what the firewall cannot, see there."""
 
-    def __init__(self, *, table: str = nat.TABLE, host_ip: str = "") -> None:
+    def __init__(self, *, table: str = nat.TABLE, host_ip: str = "", relays: Relays | None = None) -> None:
+        self._relays = relays
         self._lock = threading.Lock()  # guards what follows; held for the firewall's transaction, never for links
         self._networks: dict[str, _State] = {}
         self._ports = PortReservations((host_ip,) if host_ip else ("0.0.0.0", "::"))
@@ -208,6 +211,7 @@ class BridgeDriver:
                     if address.version in state.pools:
                         state.pools[address.version].used.add(address)
                 lost += self._ports.adopt(mapping for mapping in endpoint.ports if mapping.host_port)
+                self._relay(endpoint)
             self._apply_firewall()
             for state in self._networks.values():
                 for name in bridge.remove_strays(state.network.bridge, state.endpoints):
@@ -296,6 +300,7 @@ class BridgeDriver:
                 except SystemFailure:
                     del state.endpoints[endpoint.id]
                     raise
+                self._relay(endpoint)
             nat.forget_udp_flows(mappings)
             undo.pop_all()
             return endpoint
@@ -314,8 +319,9 @@ class BridgeDriver:
                 self._apply_firewall()
             except SystemFailure:
                 state.endpoints[endpoint.id] = endpoint
-                self._ports.release(mappings)
+                self._release(mappings)
                 raise
+            self._relay(published)
         bridge.hairpin(endpoint.id)
         nat.forget_udp_flows(mappings)
         return published
@@ -327,7 +333,7 @@ class BridgeDriver:
             known = state.endpoints.get(endpoint.id) if state is not None else None
             if state is not None and known is not None and known.ports:
                 state.endpoints[endpoint.id] = replace(known, ports=())
-                self._ports.release(known.ports)
+                self._release(known.ports)
                 self._apply_firewall()
 
     def disconnect(self, endpoint: Endpoint) -> None:
@@ -339,7 +345,7 @@ class BridgeDriver:
             state = self._networks.get(endpoint.network_id)
             known = state.endpoints.pop(endpoint.id, None) if state is not None else None
             if known is not None and known.ports:
-                self._ports.release(known.ports)
+                self._release(known.ports)
                 self._apply_firewall()
         if known is not None:
             nat.forget_udp_flows(known.ports)
@@ -363,6 +369,9 @@ class BridgeDriver:
     def close(self) -> None:
         """Give back the held ports. Bridges, pairs and rules stay: running containers go on using them."""
         with self._lock:
+            for state in self._networks.values():
+                for endpoint in state.endpoints.values():
+                    self._stop_relays(endpoint.ports)
             self._ports.close()
 
     def _release_address(self, pool: _Pool, address: Address) -> None:
@@ -379,25 +388,32 @@ class BridgeDriver:
     ) -> list[PortMapping]:
         if network.internal or not ports:
             return []
-        reserved: list[PortMapping] = []
+        host_ips = (network.host_ip,) if network.host_ip else self._ports.default_host_ips
+        routed: list[PortMapping] = []
         held: list[PortRequest] = []
         for request in ports:
-            if (network.mode if 4 in addresses else network.mode6) == "routed":
-                reserved += [
-                    PortMapping(
-                        container_port=request.container_port, protocol=request.protocol, host_ip=host_ip, host_port=0
+            for host_ip in (request.host_ip,) if request.host_ip else host_ips:
+                version, has = (6, 6 in addresses) if ":" in host_ip else (4, 4 in addresses)
+                if has and (network.mode if version == 4 else network.mode6) == "routed":
+                    routed.append(
+                        PortMapping(
+                            container_port=request.container_port,
+                            protocol=request.protocol,
+                            host_ip="0.0.0.0" if version == 4 else "::",
+                            host_port=0,
+                        )
                     )
-                    for host_ip, version in (("0.0.0.0", 4), ("::", 6))
-                    if version in addresses
-                ]
-            else:
-                held.append(request)
-        host_ips: tuple[str, ...] | None = (network.host_ip,) if network.host_ip else None
-        if 4 not in addresses:
-            host_ips = ("::",)
+                elif (has or version == 6) and request not in held:  # IPv6 is relayed where the container has none
+                    held.append(request)
+        kept = [host_ip for host_ip in host_ips if self._is_held(network, addresses, host_ip)]
         try:
             container_ip = str(addresses[min(addresses)])
-            return reserved + self._ports.reserve(held, container_ip=container_ip, host_ips=host_ips)
+            mappings = self._ports.reserve(held, container_ip=container_ip, host_ips=kept)
+            return [
+                *(mapping for mapping in routed if ":" not in mapping.host_ip),
+                *mappings,
+                *(mapping for mapping in routed if ":" in mapping.host_ip),
+            ]
         except SystemFailure as error:
             # moby daemon/libnetwork/endpoint.go, sbJoin
             name, identity = (
@@ -409,9 +425,31 @@ class BridgeDriver:
                 f"driver failed programming external connectivity on endpoint {name} ({identity}): {error}"
             ) from error
 
+    def _is_held(self, network: Network, addresses: dict[int, Address], host_ip: str) -> bool:
+        """Whether a port of this host address is taken on the host, or reached without."""
+        if ":" in host_ip:
+            return 6 not in addresses or network.mode6 != "routed"
+        return 4 in addresses and network.mode != "routed"
+
+    def _relay(self, endpoint: Endpoint) -> None:
+        """Have what comes to published IPv6 addresses carried where no rule leads."""
+        for mapping in endpoint.ports:
+            held = self._ports.held(mapping) if ":" in mapping.host_ip else None
+            if held is not None and self._relays is not None:
+                self._relays.start(mapping, held, endpoint.ip6_address or endpoint.ip_address)
+
+    def _stop_relays(self, mappings: Iterable[PortMapping]) -> None:
+        for mapping in mappings:
+            if self._relays is not None and ":" in mapping.host_ip:
+                self._relays.stop(mapping)
+
+    def _release(self, mappings: Sequence[PortMapping]) -> None:
+        self._stop_relays(mappings)
+        self._ports.release(mappings)
+
     def _release_ports(self, mappings: list[PortMapping]) -> None:
         with self._lock:
-            self._ports.release(mappings)
+            self._release(mappings)
 
     def _apply_firewall(self) -> None:
         self._firewall.apply(self._rules(), self._published())

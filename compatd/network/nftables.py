@@ -121,6 +121,11 @@ def dnat(family: int, address: int, port: int) -> bytes:
     )
 
 
+def load(value: bytes, register: int) -> bytes:
+    """Put ``value`` into a register."""
+    return _expression("immediate", _number(1, register), nested(2, attribute(1, value)))
+
+
 def masquerade() -> bytes:
     """Rewrite the source to the address of the interface that the packet leaves by."""
     return _expression("masq")

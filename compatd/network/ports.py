@@ -1,8 +1,8 @@
 """Host ports: which are taken by containers, chosen from requests and held with bound sockets.
 
-A held socket never listens: it only keeps other programs (and other engines) from taking the port, and makes a
-connection that the firewall does not translate fail at once instead of hanging. The sockets die with the daemon;
-``adopt`` takes them again at the next start. Behaviour and texts as Docker 28.5.2 has them
+A held socket keeps other programs (and other engines) from taking the port, and makes a connection that the firewall
+does not translate fail at once instead of hanging; it never listens, but for those that ``relay`` serves. The sockets
+die with the daemon; ``adopt`` takes them again at the next start. Behaviour and texts as Docker 28.5.2 has them
 (moby libnetwork/portallocator, libnetwork/drivers/bridge/port_mapping_linux.go).
 """
 
@@ -80,7 +80,7 @@ class PortReservations:
     network namespace; nothing blocks."""
 
     def __init__(self, default_host_ips: Sequence[str] = ("0.0.0.0", "::")) -> None:
-        self._default_host_ips = tuple(default_host_ips)
+        self.default_host_ips = tuple(default_host_ips)
         self._held: dict[tuple[str, str, int], socket.socket | None] = {}  # (protocol, host ip, port)
         self._last_dynamic = 0
 
@@ -89,14 +89,16 @@ class PortReservations:
     ) -> list[PortMapping]:
         """Choose and hold host ports for all of ``requests``, or for none of them.
 
-        ``host_ips``: where those without an address of their own are published, instead of the daemon's defaults.
+        ``host_ips``: where those without an address of their own are published, instead of ``default_host_ips``.
         ``SystemFailure`` with Docker's text: taken by a container, taken by another program, range exhausted.
         """
         reserved: list[PortMapping] = []
         try:
             # Fixed ports first, so that no chosen one can take theirs away.
             for request in sorted(requests, key=lambda request: request.host_first == 0):
-                reserved += self._reserve(request, container_ip, host_ips or self._default_host_ips)
+                reserved += self._reserve(
+                    request, container_ip, self.default_host_ips if host_ips is None else host_ips
+                )
         except SystemFailure:
             self.release(reserved)
             raise
@@ -114,6 +116,10 @@ class PortReservations:
                 held = None
             self._held[_key(mapping)] = held
         return lost
+
+    def held(self, mapping: PortMapping) -> socket.socket | None:
+        """The socket that holds a port, still owned here; None if it could not be had."""
+        return self._held.get(_key(mapping))
 
     def release(self, mappings: Iterable[PortMapping]) -> None:
         """Give ports back; those not held are passed over."""
