@@ -283,6 +283,7 @@ class Containers:
             networks=self._networks,
             sizes=sizes,
             exec_ids=self.exec_ids(container),
+            layers=self._images.places(container.record.layers),
         )
 
     async def listing(

@@ -71,10 +71,17 @@ async def inspect_image(images: Images, image: Image) -> ImageInspect:
         os=config.os,
         os_version=config.os_version,
         size=await images.size_bytes(image),
-        graph_driver=GraphDriver(data={}, name="overlay2"),
+        graph_driver=GraphDriver(data=_places(images.places(image.layers)), name="overlay2"),
         root_fs=RootFS(layers=list(image.layers)),
         metadata=ImageMetadata(last_tag_time=format_time(image.record.tagged_ns)),
     )
+
+
+def _places(layers: list[str]) -> dict[str, str]:
+    """Where an image's files are, as far as overlay2's words fit: nothing of it is mounted on the host."""
+    if not layers:
+        return {}
+    return {"UpperDir": layers[0]} | ({"LowerDir": ":".join(layers[1:])} if layers[1:] else {})
 
 
 def run_config(config: RunConfig | None) -> ImageConfig:

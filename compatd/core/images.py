@@ -169,6 +169,10 @@ class Images:
         """Size of one layer, once ``size_bytes`` of an image that has it has been asked."""
         return self._sizes.get(diff_id, 0)
 
+    def places(self, diff_ids: Sequence[str]) -> list[str]:
+        """Where layers are kept, topmost first."""
+        return self._layers.places([DiffId(diff_id) for diff_id in diff_ids])
+
     def children(self, image_id: str) -> list[Image]:
         """Images built directly on this one."""
         return [image for image in self._images.values() if image.record.parent == image_id]

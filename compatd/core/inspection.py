@@ -71,8 +71,9 @@ def inspect(
     networks: Networks,
     sizes: tuple[int, int] | None,
     exec_ids: Sequence[str] = (),
+    layers: Sequence[str] = (),
 ) -> ContainerInspect:
-    """``GET /containers/{id}/json``."""
+    """``GET /containers/{id}/json``. ``layers``: where those of its image are kept, topmost first."""
     args = record.args
     host_config = msgspec.structs.replace(record.host_config, links=networks.links.shown(record))
     if host_config.masked_paths is None and not host_config.privileged:
@@ -97,7 +98,14 @@ def inspect(
         exec_ids=list(exec_ids) or None,
         host_config=host_config,
         graph_driver=GraphDriver(
-            data={"ID": record.id, "UpperDir": paths.upper, "WorkDir": paths.work, "MergedDir": "", "LowerDir": ""},
+            data={
+                "ID": record.id,
+                "LowerDir": ":".join(layers),
+                # Nothing is mounted on the host: this is where a container's root is seen from there, while it runs.
+                "MergedDir": f"/proc/{record.pid}/root" if record.pid else "",
+                "UpperDir": paths.upper,
+                "WorkDir": paths.work,
+            },
             name="overlay2",
         ),
         size_rw=sizes[0] if sizes else None,

@@ -202,6 +202,9 @@ class DirectoryStore:
     def lowers(self, diff_ids: Sequence[DiffId]) -> list[str]:
         return [*self._directories(diff_ids), str(self._init)]
 
+    def places(self, diff_ids: Sequence[DiffId]) -> list[str]:
+        return [str(self._path(diff_id)) for diff_id in dict.fromkeys(reversed(diff_ids))]
+
     def mount(
         self,
         diff_ids: Sequence[DiffId],

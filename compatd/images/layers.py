@@ -100,6 +100,10 @@ class LayerStore(Protocol):
         """
         ...
 
+    def places(self, diff_ids: Sequence[DiffId]) -> list[str]:
+        """The directories in which layers are kept, topmost first, whether or not they are there: for showing."""
+        ...
+
     def mount(
         self,
         diff_ids: Sequence[DiffId],
