@@ -625,7 +625,10 @@ class Containers:
         selection = Selection(since_ns=request.since_ns, until_ns=request.until_ns, tail=request.tail)
         follow = Follow(watches=self._watches, stopped=container.ended) if request.follow and container.alive else None
         driver = record.host_config.log_config.type
-        return record.config.tty, logs.read(path, driver, selection, rendering, workers=self._workers, follow=follow)
+        pieces = logs.read(
+            path, driver, selection, rendering, workers=self._workers, running=container.alive, follow=follow
+        )
+        return record.config.tty, pieces
 
     async def top(self, reference: str, ps_args: str) -> TopResponse:
         """The processes of a running container, as ``ps`` prints them."""

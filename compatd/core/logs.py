@@ -239,13 +239,21 @@ def log_path(record: ContainerRecord, paths: ContainerPaths) -> str | None:
 
 
 async def read(
-    path: str, driver: str, selection: Selection, rendering: Rendering, *, workers: Workers, follow: Follow | None
+    path: str,
+    driver: str,
+    selection: Selection,
+    rendering: Rendering,
+    *,
+    workers: Workers,
+    running: bool,
+    follow: Follow | None,
 ) -> AsyncIterator[bytes]:
-    """The log as the API sends it. What goes wrong is said in the stream, whose head has been sent."""
+    """The log as the API sends it; one of a container that is ``running`` is there, unless somebody took it away. What
+    goes wrong is said in the stream, whose head has been sent."""
     codec: Codec = JsonFile() if driver == "json-file" else Local()
     try:
-        if follow is not None:
-            await workers.run(os.stat, path)  # whoever writes it has made it
+        if running:
+            await workers.run(os.stat, path)
         async for piece in stream(path, selection, rendering, codec=codec, workers=workers, follow=follow):
             yield piece
     except OSError as error:

@@ -5,7 +5,7 @@ import os
 from compatd.logs import format as lines_of_json
 from compatd.logs.format import Lines
 
-_BLOCK_BYTES = 256 * 1024
+_FIRST_BLOCK_BYTES, _BLOCK_BYTES = 16 * 1024, 256 * 1024
 
 
 class JsonFile:
@@ -23,8 +23,10 @@ class JsonFile:
     def seek_tail(self, fd: int, count: int) -> tuple[int, int]:
         position = os.fstat(fd).st_size
         found = -1  # newlines seen; the one which ends the last line begins no line
+        block_bytes = _FIRST_BLOCK_BYTES  # mostly all that is asked for
         while position > 0:
-            start = max(0, position - _BLOCK_BYTES)
+            start = max(0, position - block_bytes)
+            block_bytes = _BLOCK_BYTES
             block = os.pread(fd, position - start, start)
             newlines = block.count(b"\n")
             if found + newlines >= count:

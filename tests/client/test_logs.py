@@ -1,6 +1,7 @@
 """docker logs, and the drivers that write what it shows."""
 
 import json
+import os
 import re
 import subprocess
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from tests.api import Api, Reply
 from tests.cli import Cli
+from tests.engine import Engine, OwnEngine
 from tests.registry import wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.parity]
@@ -217,6 +219,19 @@ def test_nothing_to_read(cli: Cli, api: Api, busybox: str) -> None:
             501,
             "configured logging driver does not support reading",
         )
+
+
+def test_a_log_that_somebody_took_away(cli: Cli, engine: Engine, busybox: str) -> None:
+    """It is said in the stream, since its head has been sent."""
+    cli("run", "-d", "--name", "talker", busybox, "sleep", "1000")
+    path = cli("inspect", "-f", "{{.LogPath}}", "talker").strip()
+    if not isinstance(engine, OwnEngine):
+        pytest.skip("its files are not ours")
+    os.unlink(path)
+    for flags in ((), ("-f",)):
+        done = cli.call("logs", *flags, "talker", timeout_s=20)
+        expected = f"error from daemon in stream: Error grabbing logs: open {path}: no such file or directory"
+        assert (done.code, done.out, done.err.strip()) == (1, "", expected)
 
 
 def test_a_log_goes_on_at_the_next_start(cli: Cli, busybox: str) -> None:
