@@ -95,8 +95,10 @@ def decode(chunk: bytes) -> Lines:
         joined = _BREAK.join(texts)
         if not any(odd in joined for odd in (_HEAD, b"\\u000", _BACKSLASH)) and joined.count(_BREAK) == len(texts) - 1:
             times: list[bytes] = parts[3::_GROUPS]
-            if any(len(stamp) != _TIME_BYTES for stamp in times):
-                times = [pad_time(stamp) for stamp in times]
+            # Lines that were written together have one time.
+            padded = {stamp: pad_time(stamp) for stamp in set(times) if len(stamp) != _TIME_BYTES}
+            if padded:
+                times = [padded.get(stamp, stamp) for stamp in times]
             return Lines(parts[1::_GROUPS], times, _unescape(joined).split(_BREAK), parts[2::_GROUPS])
     return _decode_each(chunk)
 
