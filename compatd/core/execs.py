@@ -53,6 +53,7 @@ class Exec:
     exit_code: int | None = None
     ended_s: float = 0.0
     begun: asyncio.Event = field(default_factory=asyncio.Event)
+    finished: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def removable(self) -> bool:
@@ -191,11 +192,12 @@ class Execs:
     def _end(self, exec: Exec, exit_code: int) -> None:
         exec.exit_code = exit_code
         exec.ended_s = time.monotonic()
+        exec.finished.set()
 
     async def wait(self, exec: Exec) -> None:
         """Until it has ended; for callers that relay its output themselves."""
         if exec.process is not None:
-            await exec.process.exited
+            await exec.finished.wait()
 
     async def resize(self, exec_id: str, height: int, width: int) -> None:
         """Size of the terminal of a running exec, or of one that is about to run (moby daemon/resize.go)."""
@@ -212,9 +214,11 @@ class Execs:
             raise NotFound(f"NotFound: process does not exist {exec_id}: not found")
         await exec.container.running_shim().exec_resize(exec_id, height, width)
 
-    def inspect(self, exec_id: str) -> ExecInspect:
-        """``GET /exec/{id}/json``."""
+    async def inspect(self, exec_id: str) -> ExecInspect:
+        """``GET /exec/{id}/json``. Whoever has seen the end of the exec's stream is told how it ended."""
         exec = self.get(exec_id)
+        if exec.running and exec.container.shim is not None:
+            await exec.container.shim.catch_up()
         request = exec.request
         command = request.cmd or [""]
         return ExecInspect(

@@ -61,7 +61,7 @@ async def resize(backends: Backends, call: Call) -> web.StreamResponse:
 
 
 async def inspect(backends: Backends, call: Call) -> web.StreamResponse:
-    return call.json(backends.execs.inspect(call.reference))
+    return call.json(await backends.execs.inspect(call.reference))
 
 
 HANDLERS: dict[str, Handler] = {

@@ -32,6 +32,7 @@ SPAWNER_START_S = 10.0
 SPAWNER_END_S = 5.0
 SPAWNER_TRIES = 5
 RETRY_S = 0.01
+CATCH_UP_TURNS = 4  # of the loop: through a shielded future to its task
 RECLAIM_S = 5.0
 LOST_CODE = 137  # a container goes with its shim, by SIGKILL
 
@@ -69,7 +70,7 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._sending = asyncio.Lock()
         sock.setblocking(False)
-        self._loop.add_reader(sock.fileno(), self._on_readable)
+        self._loop.add_reader(sock.fileno(), self.read)
 
     @property
     def closed(self) -> bool:
@@ -115,7 +116,8 @@ class Connection:
             self._loop.remove_writer(self._sock.fileno())
             self._sock.close()
 
-    def _on_readable(self) -> None:
+    def read(self) -> None:
+        """Take what has arrived."""
         while not self.closed:
             try:
                 received = protocol.receive(self._sock)
@@ -136,8 +138,8 @@ class Connection:
 class ExecProcess:
     """A process that was started in a running container.
 
-    ``exited`` resolves when it has ended and all its output has been read. What callbacks and tasks that wait for it
-    do at once (before they wait for anything else) is done before the exec's client sees the end of its stream.
+    ``exited`` resolves when it has ended and all its output has been read. When the exec's client sees the end of its
+    stream, the word of it is in our socket at least: see ``Shim.catch_up``.
     """
 
     def __init__(self, exec_id: str) -> None:
@@ -215,6 +217,12 @@ class Shim:
         await asyncio.shield(process.started)
         return process
 
+    async def catch_up(self) -> None:
+        """Read what the shim has said so far, and let those act on it at once who wait for it."""
+        self._connection.read()
+        for _ in range(CATCH_UP_TURNS):
+            await asyncio.sleep(0)
+
     async def removed(self) -> None:
         """The container has been removed: those who wait for that get their answer."""
         await self._send({"type": "removed"})
@@ -286,7 +294,6 @@ class Shim:
             _resolve(process.started, None)
             if entry["exit"] is not None:
                 _resolve(process.exit, entry["exit"])
-                self._acknowledge(entry["exec_id"])
         if message["exit"] is not None:
             _resolve(self._exit, message["exit"])
         _resolve(self._started, None)
@@ -298,22 +305,11 @@ class Shim:
         process = self.execs.pop(message["exec_id"], None)
         if process is not None and not process.started.done():
             process.started.set_exception(start_failure(message["text"], message["exit_code"]))
-        self._acknowledge(message["exec_id"])
 
     def _on_exec_exited(self, exec_id: str, exit_: Exit) -> None:
         process = self.execs.pop(exec_id, None)
         if process is not None:
             _resolve(process.exit, exit_)
-        self._acknowledge(exec_id)
-
-    def _acknowledge(self, exec_id: str) -> None:
-        """Let an exec's client go, a few turns of the loop from now: who waits for the future runs before that."""
-
-        def send() -> None:
-            self._connection.send_now({"type": "exec_release", "exec_id": exec_id})
-
-        loop = asyncio.get_running_loop()
-        loop.call_soon(lambda: loop.call_soon(lambda: loop.call_soon(send)))
 
     def _on_end(self) -> None:
         _resolve(self._given_back, None)

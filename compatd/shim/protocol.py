@@ -14,7 +14,6 @@ Engine to shim:
     attach        attach, its client's socket
     wait          wait, its client's socket
     exec          exec, its client's socket if it has one
-    exec_release  exec_id: the engine has recorded the exec's exit; the client's stream may end now
     removed       the container is removed: waiters for that are answered
     reclaim       the container starts again: give back those who wait for its removal
     release       the engine has recorded the container's exit: waiters for that are answered, the shim may end

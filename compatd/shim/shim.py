@@ -38,7 +38,7 @@ from compatd.shim.waiters import Waiters
 PIPE_GRACE_S = 2.0  # moby daemon/monitor.go: how long the end of output is awaited when others hold the pipes
 TERMINAL_GRACE_S = 0.02
 REMOVAL_RETRIES = 8
-UNHEARD_EXECS = 32  # that ended while no engine was there
+ENDED_EXECS = 32  # for the next engine
 
 _SUN_PATH_BYTES = 107  # unix(7)
 
@@ -116,7 +116,7 @@ class Child:
         self.started_ns = 0
         self.status: int | None = None
         self.exit: Exit | None = None
-        self.released = False  # the engine has recorded its exit
+        self.released = False  # the engine has been told of its exit
         self.ends_with_clients = False
         self.note = ""
         self.clients: list[tuple[Attach, socket.socket]] = []  # until it has started
@@ -141,7 +141,7 @@ class Shim:
         self._state = os.open(launch["state_dir"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._waits = Waiters(self._loop)
         self._execs: dict[str, Child] = {}
-        self._unheard: collections.deque[Message] = collections.deque(maxlen=UNHEARD_EXECS)
+        self._ended_execs: collections.deque[Message] = collections.deque(maxlen=ENDED_EXECS)
         self._phases: dict[str, int] = {}
         self._log: Sink | None = None
         self._oom_kills = 0
@@ -365,8 +365,7 @@ class Shim:
             child.exit["error"] = child.failure[0]
         if child.exec_id is not None:
             self._tell({"type": "exec_exited", "exec_id": child.exec_id, "exit": child.exit})
-            if self._engine is None:
-                self._release_exec(child.exec_id)
+            self._release_execs()
             return
         child.exit["oom_killed"] = cgroup.oom_kills(self._launch["cgroup"]) > self._oom_kills
         child.stdio.finish()
@@ -389,8 +388,7 @@ class Shim:
         child.stdio.process_ended()
         child.stdio.close_outputs()
         self._tell({"type": "exec_failed", "exec_id": child.exec_id, "text": text, "exit_code": code})
-        if self._engine is None:
-            self._release_exec(child.exec_id)
+        self._release_execs()
 
     def _fail(self, text: str, code: int) -> None:
         """The container did not start. Its clients' sockets are left as they are: the engine still has them."""
@@ -457,7 +455,6 @@ class Shim:
         self._connect(sock)
         if self._init.started_ns:
             self._tell(self._describe())
-            self._unheard.clear()
 
     def _connect(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -480,9 +477,7 @@ class Shim:
         if sock is self._engine:
             self._engine = None
         if self._engine is None:
-            for exec_id, child in list(self._execs.items()):
-                if child.exit is not None:
-                    self._release_exec(exec_id)
+            self._release_execs()
             self._answer_waits()
 
     def _tell(self, message: Message) -> None:
@@ -506,6 +501,7 @@ class Shim:
             self._unsent.clear()
         if engine in self._connections:
             self._loop.watch(engine.fileno(), IN | OUT if self._unsent else IN, self._reader_of(engine))
+            self._release_execs()
 
     def _describe(self) -> Message:
         return {
@@ -516,7 +512,7 @@ class Shim:
             "phases": self._phases,
             "exit": self._init.exit,
             "execs": [
-                *self._unheard,
+                *self._ended_execs,
                 *(_describe_exec(exec_id, child) for exec_id, child in self._execs.items() if not child.released),
             ],
         }
@@ -580,9 +576,7 @@ class Shim:
     def _do_release(self, _: Message, __: FdSet) -> None:
         if self._init.exit is not None:
             self._recorded = True
-            for exec_id, child in list(self._execs.items()):
-                if child.exit is not None:
-                    self._release_exec(exec_id)
+            self._release_execs()
             self._answer_waits()
 
     # Execs
@@ -635,15 +629,15 @@ class Shim:
             if child.released and not child.stdio.attended:
                 self._forget_exec(exec_id)
 
-    def _do_exec_release(self, message: Message, _: FdSet) -> None:
-        self._release_exec(message["exec_id"])
-
-    def _release_exec(self, exec_id: str) -> None:
-        """The engine knows how the exec ended: now its client may, and may ask."""
-        child = self._execs.get(exec_id)
-        if child is not None and child.exit is not None:
-            if self._engine is None and not child.released:
-                self._unheard.append(_describe_exec(exec_id, child))
+    def _release_execs(self) -> None:
+        """When the engine has been told how an exec ended (or there is none), its client may know, and may ask: the
+        engine reads what we have sent before it answers."""
+        if self._unsent:
+            return
+        for exec_id, child in list(self._execs.items()):
+            if child.exit is None or child.released:
+                continue
+            self._ended_execs.append(_describe_exec(exec_id, child))
             child.released = True
             child.stdio.finish()
             if not child.stdio.attended:
