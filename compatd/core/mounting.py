@@ -124,12 +124,13 @@ class Mounting:
     def populate(self, record: ContainerRecord) -> None:
         """Fill its empty volumes with what the image has where they are mounted (moby daemon/create_unix.go).
 
-        ``SystemFailure``: the image has a file there.
+        ``SystemFailure``: the image has a file there, or where the working directory is to be.
         """
         wanted = [point for point in record.mounts if point.type == "volume"]
-        if not wanted:
+        if not wanted and record.config.working_dir in ("", "/"):
             return
         with Rootdir(self._layers.mount([DiffId(layer) for layer in record.layers])) as root:
+            _check_working_directory(root, record.config.working_dir or "/")
             for point in wanted:
                 self._populate(record, point, root)
 
@@ -316,6 +317,18 @@ def _first_failure(base: int, subpath: str) -> str:
         except OSError:
             return path
     return "/".join(parts)
+
+
+def _check_working_directory(root: Rootdir, path: str) -> None:
+    """moby container/container.go, SetupWorkingDirectory; what is missing is made at the start."""
+    try:
+        os.close(root.open(path, os.O_PATH | os.O_DIRECTORY))
+    except NotADirectoryError as error:
+        if _is_file(root, path):
+            raise SystemFailure(f"Cannot mkdir: {path} is not a directory") from error
+        raise SystemFailure(f"lstat {path}: not a directory") from error
+    except OSError:
+        return
 
 
 def _is_file(root: Rootdir, path: str) -> bool:
