@@ -115,7 +115,7 @@ def test_what_a_tmpfs_covers_is_not_looked_at() -> None:
 def test_kernels_that_cannot_force_read_only() -> None:
     forced = record(bind("/", readonly=True, readonly_forced=True))
     assert len(mounting().prepare(forced, [])[0]) == 1
-    with pytest.raises(SystemFailure, match="^rro is not supported"):
+    with pytest.raises(SystemFailure, match=r"^rro is not supported"):
         mounting(recursive_readonly=False).prepare(forced, [])
 
 
