@@ -191,7 +191,6 @@ class Containers:
         if name:
             name = names.check_container_name(name)
         container_id = names.new_id()
-        creation.check_config(request)
         config = creation.complete_config(
             checked,
             image.config,
@@ -199,7 +198,9 @@ class Containers:
             os.uname().nodename if host_config.network_mode == "host" else None,
         )
         host_config = self._networks.name_mode(host_config)
-        networks = self._networks.check_request(host_config, request.networking_config)
+        networks = (
+            {} if request.network_disabled else self._networks.check_request(host_config, request.networking_config)
+        )
         links = self._networks.links.read(host_config)
         host_config = msgspec.structs.replace(host_config, links=None)
         config = msgspec.structs.replace(config, mac_address=endpoints.main_mac(networks, host_config.network_mode))

@@ -6,7 +6,7 @@ import msgspec
 
 from compatd.core.logs import check_log
 from compatd.core.translation import read_security
-from compatd.errors import InvalidParameter, Unsupported
+from compatd.errors import InvalidParameter
 from compatd.images.manifest import Healthcheck, ImageConfig
 from compatd.wire.types.containers import (
     ContainerConfig,
@@ -70,26 +70,16 @@ def complete_config(
     ``hostname``: the host's, where the container shares its network namespace.
     """
     merged = merge_image_config(config, image)
-    if not merged.entrypoint and not merged.cmd:
-        raise InvalidParameter("no command specified")
-    if (merged.entrypoint == [""] or merged.entrypoint is None) and not any(
-        (*(merged.entrypoint or ()), *(merged.cmd or ()))
-    ):
+    # --entrypoint "" reaches us as [""]: it resets the image's entrypoint.
+    entrypoint = None if merged.entrypoint == [""] else merged.entrypoint
+    if not entrypoint and not merged.cmd:
         raise InvalidParameter("no command specified")
     for text in (merged.hostname, merged.domainname, merged.user):
         if "\n" in text or "\0" in text:
             raise InvalidParameter(f"invalid value: {text!r}")
     _check_healthcheck(merged.healthcheck)
     name = merged.hostname or hostname or container_id[:12]
-    # --entrypoint "" reaches us as [""]: it resets the image's entrypoint.
-    entrypoint = None if merged.entrypoint == [""] else merged.entrypoint
     return msgspec.structs.replace(merged, hostname=name, entrypoint=entrypoint)
-
-
-def check_config(config: ContainerConfig) -> None:
-    """Refuse what a request asks for and the engine does not have; what an image merely brings along is passed over."""
-    if config.network_disabled:
-        raise Unsupported("the NetworkDisabled option is not supported by this engine: use --network none")
 
 
 def _check_healthcheck(health: HealthConfig | None) -> None:

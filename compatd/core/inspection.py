@@ -80,6 +80,7 @@ def inspect(
         host_config = msgspec.structs.replace(host_config, masked_paths=list(MASKED_PATHS))
     if host_config.readonly_paths is None and not host_config.privileged:
         host_config = msgspec.structs.replace(host_config, readonly_paths=list(READONLY_PATHS))
+    has_files = not record.config.network_disabled
     started_once = bool(record.started_ns) or bool(record.endpoints)
     return ContainerInspect(
         id=record.id,
@@ -88,9 +89,9 @@ def inspect(
         args=list(args[1:]),
         state=state_of(record),
         image=record.image_id,
-        resolv_conf_path=paths.resolv_conf if started_once else "",
-        hostname_path=paths.hostname if started_once else "",
-        hosts_path=paths.hosts if started_once else "",
+        resolv_conf_path=paths.resolv_conf if started_once and has_files else "",
+        hostname_path=paths.hostname if started_once and has_files else "",
+        hosts_path=paths.hosts if started_once and has_files else "",
         log_path=paths.log if started_once and host_config.log_config.type == "json-file" else "",
         name=f"/{record.name}",
         restart_count=record.restart_count,

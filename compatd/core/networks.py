@@ -370,11 +370,11 @@ class Networks:
 
     def sandbox_id(self, record: ContainerRecord) -> str:
         """Docker's name for the network namespace; made from the container's start, so that it changes with it."""
-        return _derive(record.id, str(record.started_ns)) if record.state in ALIVE else ""
+        return _derive(record.id, str(record.started_ns)) if _has_sandbox(record) else ""
 
     def sandbox_key(self, record: ContainerRecord) -> str:
         """Where the network namespace is, for programs such as nsenter: nothing is mounted, so it is the process's."""
-        return f"/proc/{record.pid}/ns/net" if record.pid and record.state in ALIVE else ""
+        return f"/proc/{record.pid}/ns/net" if record.pid and _has_sandbox(record) else ""
 
     def servers(self, record: ContainerRecord) -> list[Server]:
         """Whom a container's own resolver asks what it does not know itself."""
@@ -607,6 +607,10 @@ class Networks:
             and (dangling is None or dangling is not record.predefined)
         ]
         return [self._describe(record, containers=False) for record in sorted(chosen, key=lambda r: -r.created_ns)]
+
+
+def _has_sandbox(record: ContainerRecord) -> bool:
+    return record.state in ALIVE and not record.config.network_disabled
 
 
 def _is_dangling(filters: Filters) -> bool | None:

@@ -177,7 +177,7 @@ class Preparation:
         cgroups.clear(self._cgroup(record))
         if record.host_config.cgroup_parent or not self._cgroup(record).has_parent:
             cgroups.prepare(self._host, record.host_config.cgroup_parent)
-        if not record.host_config.network_mode.startswith("container:"):
+        if not record.host_config.network_mode.startswith("container:") and not record.config.network_disabled:
             self._write_files(record, paths, prepared)
         lowers = self._layers.lowers([DiffId(layer) for layer in record.layers])
         prepared.mounts, prepared.sources = self._mounting.prepare(record, prepared.fds)
@@ -344,7 +344,12 @@ class Preparation:
             os.close(root_fd)
 
     def populate(self, record: ContainerRecord) -> None:
-        """Fill a new container's empty volumes from its image. Blocks."""
+        """Make a new container's working directory, and fill its empty volumes from its image. Blocks.
+
+        ``SystemFailure`` in Docker's words: something else is in the place of either.
+        """
+        if record.config.working_dir not in ("", "/"):
+            self._make_working_directory(record)
         self._mounting.populate(record)
 
     def _network_files(self, record: ContainerRecord) -> list[Bind]:
@@ -360,6 +365,28 @@ class Preparation:
             for target, source in files.items()
             if target not in covered and os.path.exists(source)
         ]
+
+    def _make_working_directory(self, record: ContainerRecord) -> None:
+        """In the writable layer, so for diff and cp as well (moby daemon/container, SetupWorkingDirectory)."""
+        path, layers = record.config.working_dir, [DiffId(layer) for layer in record.layers]
+        with Rootdir(self._layers.mount(layers)) as root:
+            try:
+                os.close(root.open(path, os.O_PATH | os.O_DIRECTORY))
+                return
+            except FileNotFoundError:
+                pass
+            except NotADirectoryError as error:
+                raise SystemFailure(f"Cannot mkdir: {path} is not a directory") from error
+            except OSError:
+                return  # a link into the container's own /proc: the start will tell
+        paths = self.paths(record.id)
+        for directory in (paths.upper, paths.work):
+            os.makedirs(directory, exist_ok=True)
+        try:
+            with Rootdir(self._layers.mount(layers, Path(paths.upper), Path(paths.work))) as root:
+                root.makedirs(path)
+        except OSError as error:
+            raise SystemFailure(f"mkdir {path}: {(error.strerror or str(error)).lower()}") from error
 
     def changes(self, record: ContainerRecord) -> list[diff.Change]:
         """What the writable layer changes in the image. Blocks."""

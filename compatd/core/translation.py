@@ -130,7 +130,7 @@ def container_spec(
             for point in record.mounts
             if point.type != "tmpfs" and point.target not in host_config.tmpfs
         ),
-        files=_files(network_files or paths),
+        files=() if config.network_disabled else _files(network_files or paths),
         devices=_devices(host_config),
         device_rules=tuple(devices.parse_rule(rule) for rule in host_config.device_cgroup_rules or ()),
         resources=resources(host_config),

@@ -20,6 +20,7 @@ from compatd.errors import Conflict, InvalidParameter, SystemFailure
 from compatd.linux import cgroupfs
 from compatd.runtime import devices as device_rules
 from compatd.runtime.host import Host
+from compatd.runtime.oci import init_failed
 from compatd.shim import spec as shim
 
 MIN_MEMORY_BYTES = 6 << 20  # moby daemon/daemon_unix.go, linuxMinMemory
@@ -285,6 +286,15 @@ def merge(current: Resources, changes: Resources) -> Resources:
     return replace(current, **changed)
 
 
+def check_shares(place: ContainerCgroup, resources: Resources) -> None:
+    """``SystemFailure`` in runc's words: version 1 takes any number of shares, and holds it within bounds."""
+    if place.layout.version == 1 and resources.cpu_shares and not 2 <= resources.cpu_shares <= 262144:
+        bound = (
+            "minimum allowed cpu-shares is 2" if resources.cpu_shares < 2 else "maximum allowed cpu-shares is 262144"
+        )
+        raise init_failed(f"error setting cgroup config for procHooks process: the {bound}")
+
+
 def inherit_cpuset(place: ContainerCgroup, resources: Resources, host: Host) -> Resources:
     """With the machine's CPUs, where the parent is the root of version 1: that one hands none down."""
     if place.layout.version == 2 or place.path.count("/") > 1:
@@ -446,7 +456,7 @@ def _limits_v1(place: ContainerCgroup, r: Resources) -> list[tuple[str, str, str
     if r.memory_bytes:
         put("memory", "memory.limit_in_bytes", r.memory_bytes)
     if r.memory_swap_bytes and (r.memory_swap_bytes > 0 or r.memory_bytes):
-        put("memory", "memory.memsw.limit_in_bytes", r.memory_swap_bytes)
+        put("memory", "memory.memsw.limit_in_bytes", max(_UNLIMITED, r.memory_swap_bytes))
     if r.memory_reservation_bytes:
         put("memory", "memory.soft_limit_in_bytes", r.memory_reservation_bytes)
     if r.memory_swappiness is not None:

@@ -180,13 +180,14 @@ def build_launch(
     """
     resources, _ = cgroups.check(spec.resources, host)
     place = cgroups.locate(host, spec.id, spec.cgroup_parent)
+    cgroups.check_shares(place, resources)
     rules = devices.ALLOW_ALL if spec.privileged else devices.rules(spec.devices, spec.device_rules)
     return shim.Launch(
         id=spec.id,
         state_dir=spec.state_dir,
         namespaces=shim.Namespaces(pid=spec.pid, mnt=NEW, uts=spec.uts, ipc=spec.ipc, net=spec.net, cgroup=spec.cgroup),
         hostname="" if spec.uts["mode"] == "host" else spec.hostname,
-        domainname="" if spec.uts["mode"] == "host" else spec.domainname,
+        domainname="" if spec.uts["mode"] == "host" else spec.domainname.encode()[:64].decode(errors="ignore"),
         sysctls=_sysctls(spec, host),
         overlay=_overlay(spec),
         mounts=_mounts(spec, host, place),

@@ -49,8 +49,8 @@ def create(plan: Cgroup) -> int:
         try:
             write(file, value)
         except OSError as error:
-            # runc sets real-time limits as it makes the group, all others once the process waits in it.
-            late = not os.path.basename(file).startswith("cpu.rt_")
+            # runc sets these as it makes the group, all others once the process waits in it.
+            late = not os.path.basename(file).startswith(("cpu.rt_", "cpuset."))
             raise (_unset if late else _unapplied)(_refused(file, value, error)) from error
     if "device_program" in plan and "device_cgroup" in plan:
         try:

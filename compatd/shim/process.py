@@ -91,6 +91,9 @@ def environment(process: Process, identity: users.Identity) -> Environment:
         if b"\0" in text:
             name = text.partition(b"=")[0].decode(errors="replace")
             raise Failed(f'invalid environment variable "{name}": contains nul byte (\\x00)')
+    if b"\0" in argv[0]:
+        shown = argv[0].decode(errors="replace").replace("\0", "\\x00")
+        raise Failed(f'exec: "{shown}": executable file not found in $PATH')
     if any(b"\0" in text for text in argv):
         raise Failed("invalid argument")
     return Environment(argv, envp)

@@ -204,7 +204,7 @@ class HostConfig(Resources, frozen=True, kw_only=True):
     auto_remove: bool = always(False)
     volume_driver: str = always("")
     volumes_from: list[str] | None = always(None)
-    console_size: tuple[int, int] = always((0, 0))  # (height, width)
+    console_size: tuple[Uint64, Uint64] = always((0, 0))  # (height, width)
     annotations: dict[str, str] = omitempty({})
     cap_add: StrSlice = always(None)
     cap_drop: StrSlice = always(None)
