@@ -8,6 +8,7 @@ engine has not is refused by name, unless it is given the value that changes not
 import ipaddress
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +45,13 @@ class Config:
     labels: tuple[str, ...] = ()
     cgroup_parent: str = ""
     storage_driver: str = ""
+    default_ulimits: tuple[tuple[str, int, int], ...] = ()  # name, soft, hard
+    default_shm_size_bytes: int = 0  # 0: 64 MiB
+    default_ipc_mode: str = "private"
+    default_cgroupns_mode: str = ""
+    no_new_privileges: bool = False
+    seccomp_profile: str = ""
+    seccomp_profile_text: str | None = None  # "unconfined", or what the file has; None: the built-in one
     log_driver: str = "json-file"
     log_opts: Mapping[str, str] = field(default_factory=dict[str, str])
 
@@ -110,6 +118,39 @@ def _check_address(text: str) -> None:
         raise ValueError(f"invalid string being converted to IP address: {text}") from None
 
 
+_ULIMITS = frozenset(
+    "core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack".split()
+)
+
+
+def _parse_ulimit(text: str) -> tuple[str, int, int]:
+    """``nofile=1024:2048``: name, soft, hard (docker/go-units, ParseUlimit)."""
+    name, separator, values = text.partition("=")
+    if not separator:
+        raise ValueError(f"invalid ulimit argument: {text}")
+    if name.lower() not in _ULIMITS:
+        raise ValueError(f"invalid ulimit type: {name}")
+    numbers: list[int] = []
+    for value in values.split(":", 2):
+        if not re.fullmatch(r"[+-]?[0-9]{1,18}", value, re.ASCII):
+            raise ValueError(f'strconv.ParseInt: parsing "{value}": invalid syntax')
+        numbers.append(int(value))
+    if len(numbers) > 2:
+        raise ValueError(f"too many limit value arguments - {values}, can only have up to two, `soft[:hard]`")
+    soft, hard = numbers[0], numbers[-1]
+    if hard != -1 and (soft > hard or soft == -1):
+        raise ValueError(f"ulimit soft limit must be less than or equal to hard limit: {soft} > {hard}")
+    return name.lower(), soft, hard
+
+
+def _parse_bytes(text: str) -> int:
+    """``64m`` (docker/go-units, RAMInBytes)."""
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?(?:([kmgtp])i?)?b?", text, re.ASCII | re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"invalid size: '{text}'")
+    return int(float(match[1]) * (1 << 10 * " kmgtp".index((match[2] or " ").lower())))
+
+
 def parse_host(text: str, *, tls: bool = False) -> str:
     """A ``-H`` value with its defaults filled in. ``ValueError`` in Docker's words (docker/opts, ParseHost)."""
     scheme, separator, rest = text.strip().partition("://")
@@ -153,6 +194,25 @@ OPTIONS = (
         short="s",
         help="Layer store: overlay2, erofs, directories",
     ),
+    Option(
+        "default-cgroupns-mode",
+        "string",
+        "default_cgroupns_mode",
+        metavar="mode",
+        help="Default mode for containers' cgroup namespace: host or private",
+    ),
+    Option("default-ipc-mode", "string", "default_ipc_mode", metavar="mode", help="Default mode for containers' ipc"),
+    Option("default-shm-size", "string", "default_shm_size_bytes", check=_parse_bytes, help="Default size of /dev/shm"),
+    Option(
+        "default-ulimit",
+        "map",
+        "default_ulimits",
+        "default-ulimits",
+        check=_parse_ulimit,
+        help="Default ulimits for containers",
+    ),
+    Option("no-new-privileges", "bool", "no_new_privileges", help="Set no-new-privileges by default for containers"),
+    Option("seccomp-profile", "string", "seccomp_profile", metavar="file", help="Path to the default seccomp profile"),
     Option("log-driver", "string", "log_driver", help="Default driver for container logs"),
     Option("log-opt", "map", "log_opts", "log-opts", help="Default log driver options"),
     Option(
@@ -185,14 +245,10 @@ OPTIONS = (
     Option("cpu-rt-runtime", "int", harmless=(0,)),
     Option("cri-containerd", "bool", harmless=(False,)),
     Option("default-address-pool", "list", key="default-address-pools", harmless=((),)),
-    Option("default-cgroupns-mode", "string", harmless=("",)),
     Option("default-gateway", "string", harmless=("",)),
     Option("default-gateway-v6", "string", harmless=("",)),
-    Option("default-ipc-mode", "string", harmless=("private",)),
     Option("default-network-opt", "map", key="default-network-opts", harmless=({},)),
     Option("default-runtime", "string", harmless=("", "runc")),
-    Option("default-shm-size", "string", harmless=("64M", "64MiB", 67108864)),
-    Option("default-ulimit", "map", key="default-ulimits", harmless=({},)),
     Option("exec-opt", "list", key="exec-opts", harmless=((), ("native.cgroupdriver=cgroupfs",))),
     Option("experimental", "bool", harmless=(False,)),
     Option("feature", "map", key="features", harmless=({}, {"containerd-snapshotter": False}, {"buildkit": False})),
@@ -211,11 +267,9 @@ OPTIONS = (
     Option("max-download-attempts", "int", harmless=(5,)),
     Option("metrics-addr", "string", harmless=("",)),
     Option("network-control-plane-mtu", "int", harmless=(1500,)),
-    Option("no-new-privileges", "bool", harmless=(False,)),
     Option("node-generic-resource", "list", key="node-generic-resources", harmless=((),)),
     Option("raw-logs", "bool", harmless=(False, True)),
     Option("rootless", "bool", harmless=(False,)),
-    Option("seccomp-profile", "string", harmless=("", "builtin")),
     Option("selinux-enabled", "bool", harmless=(False,)),
     Option("storage-opt", "list", key="storage-opts", harmless=((),)),
     Option("swarm-default-advertise-addr", "string", harmless=("",)),
@@ -383,6 +437,10 @@ _GO_TYPES = {"bool": "bool", "int": "int", "string": "string", "list": "[]string
 
 
 def _convert(option: Option, key: str, value: Any) -> object:
+    if option.flag == "default-shm-size" and type(value) is int:
+        return str(value)
+    if option.flag == "default-ulimit" and isinstance(value, dict):
+        return _convert_ulimits(cast(dict[str, object], value))
     if option.attribute is None and isinstance(value, list | dict):
         return tuple(cast(list[object], value)) if isinstance(value, list) else cast(dict[str, object], value)
     fits = {
@@ -417,6 +475,18 @@ def _convert(option: Option, key: str, value: Any) -> object:
         except ValueError as error:
             raise ConfigError(str(error)) from None
     return tuple(texts) if option.kind == "list" else cast(object, value)
+
+
+def _convert_ulimits(value: dict[str, object]) -> dict[str, str]:
+    """``{"nofile": {"Name": "nofile", "Soft": 1024, "Hard": 2048}}`` as the flag has it."""
+    found: dict[str, str] = {}
+    for name, limit in value.items():
+        members = cast(dict[str, object], limit) if isinstance(limit, dict) else {}
+        numbers = [members.get("Soft", 0), members.get("Hard", 0)]
+        if not members or not all(type(number) is int for number in numbers):
+            raise ConfigError(f"invalid JSON: json: cannot unmarshal {name} into Go value of type units.Ulimit")
+        found[name] = ":".join(str(number) for number in numbers)
+    return found
 
 
 def _refuse_duplicates(flags: Mapping[str, object], from_file: Mapping[str, object]) -> None:
@@ -459,6 +529,7 @@ def _build(values: Mapping[str, object]) -> Config:
             fields.setdefault(attribute, f"{certificates}/{file}")
     tls = bool(fields.get("tls"))
     fields["hosts"] = tuple(dict.fromkeys(parse_host(text, tls=tls) for text in fields.get("hosts", (DEFAULT_SOCKET,))))
+    _read_defaults(fields)
     for attribute in ("data_root", "exec_root", "pidfile"):
         if attribute in fields:
             fields[attribute] = os.path.abspath(fields[attribute]) if fields[attribute] else ""
@@ -467,10 +538,37 @@ def _build(values: Mapping[str, object]) -> Config:
     return config
 
 
+def _read_defaults(fields: dict[str, Any]) -> None:
+    """Defaults for containers, from their texts to what they mean."""
+    try:
+        if "default_ulimits" in fields:
+            limits = cast(Mapping[str, str], fields["default_ulimits"])
+            fields["default_ulimits"] = tuple(_parse_ulimit(f"{name}={text}") for name, text in limits.items())
+        if "default_shm_size_bytes" in fields:
+            fields["default_shm_size_bytes"] = _parse_bytes(fields["default_shm_size_bytes"])
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    profile = fields.get("seccomp_profile", "")
+    if profile == "unconfined":
+        fields["seccomp_profile_text"] = profile
+    elif profile not in ("", "builtin"):
+        try:
+            fields["seccomp_profile_text"] = Path(profile).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            why = (error.strerror or "").lower() if isinstance(error, OSError) else "invalid UTF-8"
+            raise ConfigError(f"opening seccomp profile ({profile}) failed: open {profile}: {why}") from None
+
+
 def _check(config: Config) -> None:
     """dockerd's Validate (daemon/config/config.go)."""
     if config.log_level not in LOG_LEVELS:
         raise ConfigError(f"invalid logging level: {config.log_level}")
+    if config.default_ipc_mode not in ("private", "shareable"):
+        raise ConfigError(
+            f'default IPC mode setting ({config.default_ipc_mode}) is invalid; use "shareable" or "private"'
+        )
+    if config.default_cgroupns_mode not in ("", "host", "private"):
+        raise ConfigError(f'invalid default cgroup namespace ({config.default_cgroupns_mode}): use "host" or "private"')
     if config.mtu < 0:
         raise ConfigError(f"invalid default MTU: {config.mtu}")
     for label in config.labels:

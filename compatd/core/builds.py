@@ -16,7 +16,7 @@ import msgspec
 
 from compatd import tasks
 from compatd.config import Config
-from compatd.core import bodies, progress
+from compatd.core import bodies, defaults, progress
 from compatd.core.images import Images
 from compatd.core.networks import Networks
 from compatd.core.preparation import Preparation
@@ -140,6 +140,7 @@ class Builds:
                 spawner=self._spawner,
                 workers=self._workers,
                 cgroup_version=self._host.cgroup.version,
+                defaults=defaults.of(self._config),
             )
             engine = solve.Ports(
                 images=builder.BuildImages(self._images, self._transfers, self._layers, parameters.auths),

@@ -13,7 +13,7 @@ import msgspec
 
 from compatd import tasks
 from compatd.config import Config
-from compatd.core import creation, endpoints, health, inspection, logs, mounts, names, sharing, verification
+from compatd.core import creation, defaults, endpoints, health, inspection, logs, mounts, names, sharing, verification
 from compatd.core import filters as filtering
 from compatd.core.container import (
     Container,
@@ -49,7 +49,6 @@ from compatd.wire.types.containers import (
     ContainersPruned,
     ContainerSummary,
     HostConfig,
-    LogConfig,
     TopResponse,
 )
 
@@ -183,7 +182,7 @@ class Containers:
         host_config = creation.complete_host_config(
             host_config,
             cgroup_version=self._host.cgroup.version,
-            log=LogConfig(type=self._config.log_driver, config=dict(self._config.log_opts)),
+            defaults=defaults.of(self._config),
         )
         host_config = sharing.resolve(host_config, self._record)
         image = self._images.get(request.image)

@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from compatd.core.defaults import Defaults, complete
 from compatd.core.logs import check_log
 from compatd.core.translation import read_security
 from compatd.errors import InvalidParameter
@@ -11,12 +12,10 @@ from compatd.images.manifest import Healthcheck, ImageConfig
 from compatd.wire.types.containers import (
     ContainerConfig,
     HostConfig,
-    LogConfig,
     RestartPolicy,
 )
 from compatd.wire.types.images import HealthConfig
 
-DEFAULT_SHM_BYTES = 64 << 20
 RESTART_POLICIES = ("no", "always", "on-failure", "unless-stopped")
 
 
@@ -97,28 +96,18 @@ def _check_healthcheck(health: HealthConfig | None) -> None:
         raise InvalidParameter("Retries in Healthcheck cannot be negative")
 
 
-def complete_host_config(host_config: HostConfig, *, cgroup_version: int, log: LogConfig) -> HostConfig:
-    """The host configuration that is stored, with Docker's defaults.
-
-    ``log``: the engine's default. ``InvalidParameter`` in Docker's words.
-    """
+def complete_host_config(host_config: HostConfig, *, cgroup_version: int, defaults: Defaults) -> HostConfig:
+    """The host configuration that is stored. ``InvalidParameter`` in Docker's words."""
     read_security(host_config.security_opt or ())
-    log_config = check_log(host_config.log_config, log)
+    log_config = check_log(host_config.log_config, defaults.log)
     return msgspec.structs.replace(
-        host_config,
+        complete(host_config, defaults, cgroup_version=cgroup_version),
         network_mode="bridge" if host_config.network_mode in ("", "default") else host_config.network_mode,
         restart_policy=check_restart_policy(host_config.restart_policy),
-        ipc_mode=host_config.ipc_mode or "private",
-        cgroupns_mode=host_config.cgroupns_mode or _default_cgroupns(host_config, cgroup_version),
-        shm_size=host_config.shm_size or DEFAULT_SHM_BYTES,
         log_config=log_config,
         runtime=host_config.runtime or "runc",
         oom_kill_disable=bool(host_config.oom_kill_disable),
     )
-
-
-def _default_cgroupns(host_config: HostConfig, cgroup_version: int) -> str:
-    return "private" if cgroup_version == 2 and not host_config.privileged else "host"
 
 
 def check_restart_policy(policy: RestartPolicy) -> RestartPolicy:

@@ -27,7 +27,7 @@ import msgspec
 
 from compatd import tasks
 from compatd.config import Config
-from compatd.core import endpoints, sharing
+from compatd.core import defaults, endpoints, sharing
 from compatd.core.container import ContainerRecord, MountPoint, PendingAttach, PendingWait
 from compatd.core.inspection import ContainerPaths, directory_paths
 from compatd.core.logs import open_log
@@ -109,6 +109,7 @@ class Preparation:
         self._layers = layers
         self._networks = networks
         self._config = config
+        self._security = defaults.security(config)
         self._workers = workers
         self._discards: dict[str, asyncio.Task[None]] = {}
         self._mounting = Mounting(
@@ -138,7 +139,12 @@ class Preparation:
         netns_fd = None if record.host_config.network_mode == "host" else 0
         with contextlib.suppress(SystemFailure):  # what Docker finds out at the start only is told then
             spec = container_spec(
-                record, paths=self.paths(record.id), state_dir=str(self._state), lowers=(), netns_fd=netns_fd
+                record,
+                paths=self.paths(record.id),
+                state_dir=str(self._state),
+                lowers=(),
+                netns_fd=netns_fd,
+                defaults=self._security,
             )
             build_launch(spec, self._host)
 
@@ -282,6 +288,7 @@ class Preparation:
             lowers=prepared.lowers,
             network_files=self.paths(owner.id),
             linked=self._networks.links.environment(record),
+            defaults=self._security,
             netns_fd=None if prepared.netns_fd is None else index[prepared.netns_fd],
             shared={kind: index[fd] for kind, fd in prepared.shared.items()},
             sources={target: index[fd] for target, fd in prepared.sources.items()},
@@ -298,7 +305,13 @@ class Preparation:
         console_size: tuple[int, int] | None,
     ) -> Exec:
         """The document for one more process in a running container."""
-        spec = container_spec(record, paths=self.paths(record.id), state_dir=str(self.state_dir(record.id)), lowers=())
+        spec = container_spec(
+            record,
+            paths=self.paths(record.id),
+            state_dir=str(self.state_dir(record.id)),
+            lowers=(),
+            defaults=self._security,
+        )
         own = {entry.partition("=")[0] for entry in request.env or ()}
         linked = self._networks.links.environment(record)
         inherited = [entry for entry in environment(record, linked) if entry.partition("=")[0] not in own]

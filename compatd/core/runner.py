@@ -17,6 +17,7 @@ from compatd import tasks
 from compatd.builder.ports import RunResult, RunStep
 from compatd.core import creation
 from compatd.core.container import ContainerRecord, MountPoint, PendingAttach
+from compatd.core.defaults import Defaults
 from compatd.core.names import new_id
 from compatd.core.networks import Networks
 from compatd.core.preparation import Preparation
@@ -45,10 +46,9 @@ class StepRunner:
         spawner: Spawner,
         workers: Workers,
         cgroup_version: int,
+        defaults: Defaults,
     ) -> None:
-        completed = creation.complete_host_config(
-            host_config, cgroup_version=cgroup_version, log=LogConfig(type="none", config={})
-        )
+        completed = creation.complete_host_config(host_config, cgroup_version=cgroup_version, defaults=defaults)
         # What the step writes is read back and kept as a layer or thrown away: it need not survive a power failure.
         self._host_config = msgspec.structs.replace(
             completed, auto_remove=True, log_config=LogConfig(type="none", config={})

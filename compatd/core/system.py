@@ -5,6 +5,7 @@ import platform
 import re
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import compatd
@@ -38,6 +39,9 @@ API_VERSION = "1.51"
 MIN_API_VERSION = "1.24"
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+_OTHER_PROFILE = "WARNING: daemon is not using the default seccomp profile"
 
 
 class System:
@@ -159,7 +163,8 @@ class System:
             containerd_commit=Commit(),
             runc_commit=Commit(),
             init_commit=Commit(),
-            security_options=["name=seccomp,profile=builtin"] if host.seccomp else [],
+            security_options=list(_security_options(config, host)),
+            warnings=_warnings(config),
             firewall_backend=FirewallInfo(driver="nftables"),
             cdi_spec_dirs=[],
         )
@@ -205,6 +210,19 @@ class System:
             volumes=await self._volumes.describe_with_usage() if wanted("volume") else None,
             build_cache=self._builds.cache_records() if wanted("build-cache") else None,
         )
+
+
+def _security_options(config: Config, host: Host) -> Iterator[str]:
+    if host.seccomp:
+        yield f"name=seccomp,profile={config.seccomp_profile or 'builtin'}"
+    if (config.default_cgroupns_mode or ("private" if host.cgroup.version == 2 else "host")) == "private":
+        yield "name=cgroupns"
+    if config.no_new_privileges:
+        yield "name=no-new-privileges"
+
+
+def _warnings(config: Config) -> list[str] | None:
+    return None if config.seccomp_profile in ("", "builtin") else [_OTHER_PROFILE]
 
 
 def _engine_id(data_root: Path) -> str:

@@ -47,6 +47,16 @@ _TRUE = ("1", "t", "T", "TRUE", "true", "True")
 _FALSE = ("0", "f", "F", "FALSE", "false", "False")
 
 
+@dataclass(slots=True)
+class Security:
+    """The ``--security-opt`` list, read. ``None``: the list does not say."""
+
+    seccomp: str | None = None
+    no_new_privileges: bool = False
+    apparmor: str | None = None
+    writable_cgroups: bool | None = None
+
+
 def container_spec(
     record: ContainerRecord,
     *,
@@ -59,19 +69,20 @@ def container_spec(
     network_files: ContainerPaths | None = None,
     log: shim.Log | None = None,
     linked: Sequence[str] = (),
+    defaults: Security | None = None,
 ) -> ContainerSpec:
     """``netns_fd``: index of the network namespace among the descriptors that go with the launch; None: the host's.
     ``shared``: likewise of what comes from another container, ``pid``, ``ipc`` and ``shm``; ``sources``: of detached
     mounts, by target.
     ``network_files``: where hosts, hostname and resolv.conf are, if not among the container's own.
-    ``log``: None writes none. ``linked``: variables that tell of linked containers.
+    ``log``: None writes none. ``linked``: variables that tell of linked containers. ``defaults``: the engine's.
 
     ``InvalidParameter`` in Docker's words for options that make no sense.
     """
     config, host_config = record.config, record.host_config
     _check_runtime(host_config.runtime)
     shared, sources = shared or {}, sources or {}
-    security = read_security(host_config.security_opt or ())
+    security = read_security(host_config.security_opt or (), defaults)
     return ContainerSpec(
         id=record.id,
         state_dir=state_dir,
@@ -103,7 +114,7 @@ def container_spec(
         privileged=host_config.privileged,
         cap_add=tuple(host_config.cap_add or ()),
         cap_drop=tuple(host_config.cap_drop or ()),
-        seccomp=security.seccomp,
+        seccomp=security.seccomp or (defaults.seccomp if defaults and not host_config.privileged else None),
         no_new_privileges=security.no_new_privileges,
         writable_cgroups=security.writable_cgroups,
         apparmor=security.apparmor,
@@ -208,19 +219,9 @@ def adapt_resources(host_config: HostConfig, adapted: Resources) -> HostConfig:
     )
 
 
-@dataclass(slots=True)
-class Security:
-    """The ``--security-opt`` list, read. ``None``: the list does not say."""
-
-    seccomp: str | None = None
-    no_new_privileges: bool = False
-    apparmor: str | None = None
-    writable_cgroups: bool | None = None
-
-
-def read_security(options: Sequence[str]) -> Security:
+def read_security(options: Sequence[str], defaults: Security | None = None) -> Security:
     """``SystemFailure`` in the words of moby daemon/daemon_unix.go, parseSecurityOpt."""
-    security = Security()
+    security = Security(no_new_privileges=defaults is not None and defaults.no_new_privileges)
     for option in options:
         if option == "disable":
             continue

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from compatd.core.creation import complete_config, complete_host_config
+from compatd.core.defaults import Defaults
 from compatd.errors import EngineError, InvalidParameter
 from compatd.images.manifest import Healthcheck, ImageConfig, RunConfig
 from compatd.wire.types.containers import (
@@ -26,7 +27,7 @@ def complete(config: ContainerConfig, **image: Any) -> ContainerConfig:
 
 
 def host(**options: Any) -> HostConfig:
-    return complete_host_config(HostConfig(**options), cgroup_version=1, log=LOG)
+    return complete_host_config(HostConfig(**options), cgroup_version=1, defaults=Defaults(log=LOG))
 
 
 def test_the_image_gives_defaults() -> None:
@@ -85,7 +86,7 @@ def test_host_defaults() -> None:
     config = host()
     assert (config.network_mode, config.ipc_mode, config.cgroupns_mode) == ("bridge", "private", "host")
     assert (config.shm_size, config.restart_policy.name, config.log_config.type) == (64 << 20, "no", "json-file")
-    assert complete_host_config(HostConfig(), cgroup_version=2, log=LOG).cgroupns_mode == "private"
+    assert complete_host_config(HostConfig(), cgroup_version=2, defaults=Defaults(log=LOG)).cgroupns_mode == "private"
 
 
 @pytest.mark.parametrize(
