@@ -6,6 +6,7 @@ import pytest
 
 from compatd import config
 from compatd.core import defaults
+from compatd.core.translation import Security
 from compatd.wire.types.containers import HostConfig, Ulimit
 
 pytestmark = pytest.mark.unit
@@ -38,13 +39,13 @@ def test_without_flags() -> None:
     plain = defaults.complete(HostConfig(), defaults.of(given()), cgroup_version=1)
     assert (plain.ulimits, plain.shm_size, plain.ipc_mode, plain.cgroupns_mode) == (None, 64 << 20, "private", "host")
     assert defaults.complete(HostConfig(), defaults.of(given()), cgroup_version=2).cgroupns_mode == "private"
-    assert defaults.security(given()) == defaults.Security()
+    assert defaults.security(given()) == Security()
 
 
 def test_security(tmp_path: Path) -> None:
     profile = tmp_path / "profile.json"
     profile.write_text("{}")
-    assert defaults.security(given("--no-new-privileges", "--seccomp-profile", str(profile))) == defaults.Security(
+    assert defaults.security(given("--no-new-privileges", "--seccomp-profile", str(profile))) == Security(
         seccomp="{}", no_new_privileges=True
     )
     assert defaults.security(given("--seccomp-profile", "unconfined")).seccomp == "unconfined"
