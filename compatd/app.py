@@ -154,6 +154,7 @@ async def start(config: Config, stack: AsyncExitStack) -> Backends:
     await recovery.run()
     stack.push_async_callback(tasks.cancel_all, timeout_s=STOP_TIMEOUT_S)
     stack.push_async_callback(asyncio.wait, {spawner_start})  # cut off, it would leave a process behind
+    stack.push_async_callback(preparation.settle)
     stack.callback(supervisor.stop_watching)
     return Backends(
         containers=containers,

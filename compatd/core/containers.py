@@ -432,6 +432,7 @@ class Containers:
             except EngineError as error:
                 raise reword(error, f"Error when allocating new name: {error}") from error
             self._names[new_name] = container.id
+            old = container.record.name  # another request may have been quicker
             try:
                 await self._supervisor.commit(container, msgspec.structs.replace(container.record, name=new_name))
             except BaseException:

@@ -57,6 +57,8 @@ from compatd.wire.types.networks import EndpointSettings
 
 log = logging.getLogger(__name__)
 
+SETTLE_S = 5.0
+
 
 @dataclass(slots=True, kw_only=True)
 class Prepared:
@@ -112,6 +114,7 @@ class Preparation:
         self._security = defaults.security(config)
         self._workers = workers
         self._discards: dict[str, asyncio.Task[None]] = {}
+        self._removals: set[asyncio.Task[None]] = set()
         self._mounting = Mounting(
             layers=layers,
             volumes=volumes,
@@ -458,7 +461,14 @@ class Preparation:
 
     def remove_later(self, record: ContainerRecord) -> None:
         """Remove a container's directories, off the caller's path."""
-        tasks.detach(self._workers.run(self.remove, record.id), name=f"files of {record.id[:12]}")
+        removal = tasks.spawn(self._workers.run(self.remove, record.id), name=f"files of {record.id[:12]}")
+        self._removals.add(removal)
+        removal.add_done_callback(self._removals.discard)
+
+    async def settle(self) -> None:
+        """Before an orderly end of the engine: let what is being taken away go."""
+        if pending := {*self._removals, *self._discards.values()}:
+            await asyncio.wait(pending, timeout=SETTLE_S)
 
     def remove(self, container_id: str) -> None:
         """Remove a container's directories and cgroups now. Nothing that others can reach is followed."""

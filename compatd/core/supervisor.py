@@ -70,7 +70,12 @@ class Supervisor:
     # ---------------------------------------------------------------- records
 
     async def commit(self, container: Container, record: ContainerRecord) -> None:
-        """Replace the container's record, durably. The caller holds the container's lock."""
+        """Replace the container's record, durably. The caller holds the container's lock.
+
+        ``NotFound``: it was removed while the caller waited for the lock, and must not come back.
+        """
+        if container.is_removed:
+            raise containers.no_such_container(container.id)
         await self._store.commit(Put("containers", record.id, msgspec.json.encode(record)))
         container.record = record
 

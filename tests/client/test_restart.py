@@ -230,3 +230,23 @@ def test_a_restart_that_fails_is_the_last(engine_of_ours: OwnEngine, tmp_path: P
     shown = wait_for(api, "broken", "exited", 1)
     assert (shown["State"]["ExitCode"], shown["RestartCount"]) == (7, 1)
     assert "/x/program" in shown["State"]["Error"]
+
+
+def test_what_comes_after_a_removal_does_not_bring_it_back(engine_of_ours: OwnEngine) -> None:
+    """Requests that waited while it was removed find nothing, and neither does the next engine."""
+    api = engine_of_ours.api
+    for number in range(4):
+        make(api, "fleeting", "sleep 1000", "no", HostConfig={"AutoRemove": True})
+        connections = [
+            api.open("POST", "/containers/fleeting/stop", t="0"),
+            api.open("POST", "/containers/fleeting/rename", name=f"renamed-{number}"),
+            api.open("POST", "/containers/fleeting/update", {"PidsLimit": 9}),
+            api.open("DELETE", "/containers/fleeting", force="1"),
+        ]
+        for connection in connections:
+            assert connection.getresponse().status < 500
+            connection.close()
+        wait_until(lambda: not api.get("/containers/json", all="1").ok(), "it is gone")
+    engine_of_ours.kill()
+    engine_of_ours.start()
+    assert not api.get("/containers/json", all="1").ok()
