@@ -62,6 +62,9 @@ class Config:
 
     bridge: str = ""
     bip: str = ""
+    ipv6: bool = False
+    fixed_cidr_v6: str = ""
+    default_address_pools: tuple[str, ...] = ()
     fixed_cidr: str = ""
     ip: str = "0.0.0.0"
     icc: bool = True
@@ -151,6 +154,19 @@ def _parse_bytes(text: str) -> int:
     return int(float(match[1]) * (1 << 10 * " kmgtp".index((match[2] or " ").lower())))
 
 
+def parse_address_pool(text: str) -> tuple[str, int]:
+    """``base=CIDR,size=BITS`` as (base, size). ``ValueError`` otherwise (moby daemon/libnetwork/ipamutils)."""
+    fields = dict(part.partition("=")[::2] for part in text.split(","))
+    if set(fields) != {"base", "size"}:
+        raise ValueError(f"invalid default address pool: {text}: must be base=CIDR,size=BITS")
+    base = ipaddress.ip_network(fields["base"])
+    size = fields["size"]
+    number = int(size) if size.isascii() and size.isdecimal() and len(size) < 4 else -1
+    if not base.prefixlen <= number <= base.max_prefixlen:
+        raise ValueError(f"invalid pool size {size}: must be from {base.prefixlen} to {base.max_prefixlen}")
+    return str(base), number
+
+
 def parse_host(text: str, *, tls: bool = False) -> str:
     """A ``-H`` value with its defaults filled in. ``ValueError`` in Docker's words (docker/opts, ParseHost)."""
     scheme, separator, rest = text.strip().partition("://")
@@ -224,6 +240,16 @@ OPTIONS = (
     Option("bridge", "string", "bridge", short="b", help='Default bridge, or "none"'),
     Option("bip", "string", "bip", help="IPv4 address for the default bridge"),
     Option("fixed-cidr", "string", "fixed_cidr", help="IPv4 subnet for the default bridge network"),
+    Option("ipv6", "bool", "ipv6", help="Enable IPv6 networking for the default bridge network"),
+    Option("fixed-cidr-v6", "string", "fixed_cidr_v6", help="IPv6 subnet for the default bridge network"),
+    Option(
+        "default-address-pool",
+        "list",
+        "default_address_pools",
+        "default-address-pools",
+        check=parse_address_pool,
+        help="Where networks get their subnets from: base=CIDR,size=BITS",
+    ),
     Option("ip", "string", "ip", check=_check_address, help="Host IP for port publishing"),
     Option("icc", "bool", "icc", help="Let containers of the default bridge reach each other"),
     Option("ip-masq", "bool", "ip_masq", help="Enable IP masquerading"),
@@ -244,7 +270,6 @@ OPTIONS = (
     Option("cpu-rt-period", "int", harmless=(0,)),
     Option("cpu-rt-runtime", "int", harmless=(0,)),
     Option("cri-containerd", "bool", harmless=(False,)),
-    Option("default-address-pool", "list", key="default-address-pools", harmless=((),)),
     Option("default-gateway", "string", harmless=("",)),
     Option("default-gateway-v6", "string", harmless=("",)),
     Option("default-network-opt", "map", key="default-network-opts", harmless=({},)),
@@ -252,7 +277,6 @@ OPTIONS = (
     Option("exec-opt", "list", key="exec-opts", harmless=((), ("native.cgroupdriver=cgroupfs",))),
     Option("experimental", "bool", harmless=(False,)),
     Option("feature", "map", key="features", harmless=({}, {"containerd-snapshotter": False}, {"buildkit": False})),
-    Option("fixed-cidr-v6", "string", harmless=("",)),
     Option("http-proxy", "string", harmless=("",)),
     Option("https-proxy", "string", harmless=("",)),
     Option("no-proxy", "string", harmless=("",)),
@@ -262,7 +286,6 @@ OPTIONS = (
     Option("ip-forward-no-drop", "bool", harmless=(False, True)),
     Option("ip6tables", "bool", harmless=(True,)),
     Option("iptables", "bool", harmless=(True,)),
-    Option("ipv6", "bool", harmless=(False,)),
     Option("log-format", "string", harmless=("", "text")),
     Option("max-download-attempts", "int", harmless=(5,)),
     Option("metrics-addr", "string", harmless=("",)),
@@ -443,6 +466,10 @@ def _convert(option: Option, key: str, value: Any) -> object:
         return _convert_ulimits(cast(dict[str, object], value))
     if option.attribute is None and isinstance(value, list | dict):
         return tuple(cast(list[object], value)) if isinstance(value, list) else cast(dict[str, object], value)
+    if key == "default-address-pools" and isinstance(value, list):
+        pools = cast(list[dict[str, object]], value)
+        if all(isinstance(pool, dict) for pool in cast(list[object], value)):
+            value = [f"base={pool.get('base', '')},size={pool.get('size', '')}" for pool in pools]
     fits = {
         "bool": isinstance(value, bool),
         "int": isinstance(value, int) and not isinstance(value, bool),

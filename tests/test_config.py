@@ -13,6 +13,7 @@ from compatd.config import (
     Config,
     ConfigError,
     load,
+    parse_address_pool,
     parse_arguments,
     parse_host,
     read_file,
@@ -241,3 +242,13 @@ def test_any_file_is_read_or_refused(document: dict[str, object]) -> None:
 def test_files_that_are_no_json(text: bytes) -> None:
     with pytest.raises(ConfigError, match="invalid JSON"):
         read_file(text)
+
+
+def test_address_pools() -> None:
+    assert parse_address_pool("base=10.0.0.0/8,size=24") == ("10.0.0.0/8", 24)
+    assert parse_address_pool("size=64,base=fd00::/48") == ("fd00::/48", 64)
+    for text in ("", "base=10.0.0.0/8", "base=x,size=24", "base=10.0.0.0/8,size=7", "base=10.0.0.0/8,size=x"):
+        with pytest.raises(ValueError, match=r".+"):
+            parse_address_pool(text)
+    document = b'{"default-address-pools": [{"base": "10.0.0.0/8", "size": 24}]}'
+    assert read_file(document) == {"default-address-pool": ("base=10.0.0.0/8,size=24",)}

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from compatd import tasks
-from compatd.config import Config
+from compatd.config import Config, parse_address_pool
 from compatd.core import endpoints, sharing
 from compatd.core import filters as filtering
 from compatd.core.container import ContainerRecord
@@ -79,6 +79,7 @@ class Networks:
         self._workers = workers
         self._networks = {key: msgspec.json.decode(raw, type=NetworkRecord) for key, raw in store.load("networks")}
         self._changing = asyncio.Lock()  # one network is made or removed at a time: they compete for subnets
+        self._pools = _address_pools(config)
         self._bridge: BridgeNetwork | None = None
         self._leaving: dict[str, set[asyncio.Task[None]]] = {}  # by container
         self.discovery = Discovery(workers)
@@ -115,6 +116,9 @@ class Networks:
                 icc=config.icc,
                 masquerade=config.ip_masq,
                 taken=_subnets(others),
+                pools=self._pools,
+                ipv6=config.ipv6,
+                fixed_cidr_v6=config.fixed_cidr_v6,
             )
         records = list(records)
         held = [endpoint for container in records for endpoint in container.endpoints.values()]
@@ -129,9 +133,10 @@ class Networks:
                     log.warning("container %s has no DNS server: %s", container.short_id, error)
 
     @property
-    def gateway(self) -> str:
-        """The default bridge's address; empty without one."""
-        return self._bridge.gateway if self._bridge is not None else ""
+    def gateways(self) -> list[str]:
+        """The default bridge's addresses; none without one."""
+        bridge = self._bridge
+        return [text for text in (bridge.gateway, bridge.gateway6) if text] if bridge is not None else []
 
     # ------------------------------------------------------------------- read
 
@@ -198,7 +203,11 @@ class Networks:
                 )
         subnets = list(record.subnets) if record.subnets is not None else None
         if bridge is not None:
-            subnets = [IPAMConfig(subnet=bridge.subnet, gateway=bridge.gateway)]
+            subnets = [
+                IPAMConfig(subnet=subnet, gateway=gateway)
+                for subnet, gateway in ((bridge.subnet, bridge.gateway), (bridge.subnet6, bridge.gateway6))
+                if subnet
+            ]
         return Network(
             name=record.name,
             id=record.id,
@@ -206,7 +215,7 @@ class Networks:
             scope=record.scope,
             driver=record.driver,
             enable_ipv4=record.enable_ipv4,
-            enable_ipv6=record.enable_ipv6,
+            enable_ipv6=record.enable_ipv6 or (bridge is not None and bool(bridge.subnet6)),
             ipam=IPAM(driver=record.ipam_driver, options=record.ipam_options, config=subnets),
             internal=record.internal,
             attachable=record.attachable,
@@ -243,7 +252,7 @@ class Networks:
                 find=self.get,
                 bridges=bridges,
                 taken=lambda: bridge.host_subnets(except_bridge=""),
-                pools=(*ipam.DEFAULT_POOLS, ipam.local_pool(_machine_id())),
+                pools=self._pools,
                 mtu=lambda: self._config.mtu or bridge.uplink_mtu(),
                 link_exists=bridge.exists,
             )
@@ -622,6 +631,16 @@ def _is_dangling(filters: Filters) -> bool | None:
 
 def _subnets(networks: Iterable[BridgeNetwork]) -> list[IPNetwork]:
     return [ipaddress.ip_network(text) for one in networks for text in (one.subnet, one.subnet6) if text]
+
+
+def _address_pools(config: Config) -> list[ipam.AddressPool]:
+    """Where subnets come from: as configured, Docker's own for a family that is not."""
+    pools = [
+        ipam.AddressPool(base=ipaddress.ip_network(base), size=size)
+        for base, size in map(parse_address_pool, config.default_address_pools)
+    ]
+    defaults = (*ipam.DEFAULT_POOLS, ipam.local_pool(_machine_id()))
+    return pools + [pool for pool in defaults if not any(own.base.version == pool.base.version for own in pools)]
 
 
 def _machine_id() -> str:

@@ -252,7 +252,7 @@ class Preparation:
     def _gateways(self) -> list[str]:
         if self._config.host_gateway_ips:
             return list(self._config.host_gateway_ips)
-        return [self._networks.gateway] if self._networks.gateway else []
+        return self._networks.gateways
 
     def build(
         self,

@@ -116,6 +116,8 @@ def default_network(
     masquerade: bool = True,
     pools: Sequence[ipam.AddressPool] = ipam.DEFAULT_POOLS,
     taken: Sequence[IPNetwork] = (),
+    ipv6: bool = False,
+    fixed_cidr_v6: str = "",
 ) -> Network:
     """The network that containers are on by default: as configured, else as the bridge is now, else on the first
     free subnet of ``pools``. Looks at the current network namespace, changes nothing.
@@ -135,7 +137,8 @@ def default_network(
         if existing is not None:
             gateway = existing
         else:
-            subnet = ipam.choose_subnet([*bridge.host_subnets(except_bridge=bridge_name), *taken], pools)
+            fitting = [pool for pool in pools if pool.base.version == 4]
+            subnet = ipam.choose_subnet([*bridge.host_subnets(except_bridge=bridge_name), *taken], fitting)
             gateway = ipaddress.IPv4Interface(f"{ipam.first_address(subnet)}/{subnet.prefixlen}")
     if fixed_cidr:
         try:
@@ -144,12 +147,26 @@ def default_network(
             raise InvalidParameter(f"invalid CIDR value for fixed-cidr: {fixed_cidr}") from None
         if not inside.subnet_of(gateway.network):
             raise InvalidParameter(f"fixed-cidr {fixed_cidr} is not within the bridge's subnet {gateway.network}")
+    subnet6, gateway6 = "", ""
+    if ipv6:
+        try:
+            six = ipaddress.IPv6Network(fixed_cidr_v6) if fixed_cidr_v6 else None
+        except ValueError:
+            raise InvalidParameter(f"invalid CIDR value for fixed-cidr-v6: {fixed_cidr_v6}") from None
+        if six is None:
+            others = [*bridge.host_subnets(except_bridge=bridge_name), *taken]
+            chosen = ipam.choose_subnet(others, [pool for pool in pools if pool.base.version == 6])
+        else:
+            chosen = six
+        subnet6, gateway6 = str(chosen), str(ipam.first_address(chosen))
     return Network(
         id=network_id,
         name=name,
         bridge=bridge_name,
         subnet=str(gateway.network),
         gateway=str(gateway.ip),
+        subnet6=subnet6,
+        gateway6=gateway6,
         mtu=mtu or bridge.uplink_mtu(),
         ip_range=fixed_cidr,
         icc=icc,

@@ -8,7 +8,7 @@ import pytest
 
 from tests.api import Api, Reply
 from tests.cli import Cli
-from tests.engine import Engine
+from tests.engine import Engine, OwnEngine
 from tests.registry import wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.parity]
@@ -389,3 +389,31 @@ def test_mac_addresses(api: Api, busybox: str) -> None:
         400,
         "conflicting options: mac-address and the network mode",
     )
+
+
+@pytest.mark.own("the daemon has flags of its own")
+def test_what_the_daemon_s_flags_say() -> None:
+    flags = ("--ipv6", "--fixed-cidr-v6", "fd00:199:6::/64", "--default-address-pool", "base=10.199.0.0/16,size=28")
+    engine = OwnEngine(*flags)
+    try:
+        engine.start()
+        shown = engine.api.get("/networks/bridge").ok()
+        assert shown["EnableIPv6"]
+        assert shown["IPAM"]["Config"] == [
+            {"Subnet": "10.199.0.0/28", "Gateway": "10.199.0.1"},
+            {"Subnet": "fd00:199:6::/64", "Gateway": "fd00:199:6::1"},
+        ]
+        make(engine.api, "mine")
+        assert engine.api.get("/networks/mine").ok()["IPAM"]["Config"] == [
+            {"Subnet": "10.199.0.16/28", "Gateway": "10.199.0.17"}
+        ]
+        engine.load("busybox:latest")
+        run(engine.api, "in", {"bridge": {}})
+        assert engine.api.get("/containers/in/json").ok()["NetworkSettings"]["GlobalIPv6Address"] == "fd00:199:6::2"
+        engine.kill()
+        engine.start()
+        assert joined(engine.api, "in")["bridge"]["GlobalIPv6Address"] == "fd00:199:6::2"
+        engine.clear()
+        engine.api.delete("/networks/mine").ok()
+    finally:
+        engine.close()
