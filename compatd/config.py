@@ -156,7 +156,7 @@ def _parse_bytes(text: str) -> int:
 
 def parse_address_pool(text: str) -> tuple[str, int]:
     """``base=CIDR,size=BITS`` as (base, size). ``ValueError`` otherwise (moby daemon/libnetwork/ipamutils)."""
-    fields = dict(part.partition("=")[::2] for part in text.split(","))
+    fields = {name: value for name, _, value in (part.partition("=") for part in text.split(","))}
     if set(fields) != {"base", "size"}:
         raise ValueError(f"invalid default address pool: {text}: must be base=CIDR,size=BITS")
     base = ipaddress.ip_network(fields["base"])
