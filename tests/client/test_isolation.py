@@ -232,3 +232,13 @@ def test_the_compiled_filter(name: str) -> None:
         assert bpf.fold(default) == golden["default"]
     else:
         assert bpf.fold(table(capabilities.mask([name])), default) == golden[name]
+
+
+@pytest.mark.own("is about the list")
+def test_every_threat_has_its_tests() -> None:
+    named = set(re.findall(r"`(test_\w+)`", EXPLAINED.read_text()))
+    defined = {
+        name for file in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", file.read_text())
+    }
+    assert len(named) > 40
+    assert named - defined == set()
