@@ -5,6 +5,7 @@ What differs here on purpose is listed, with the reason, in compat-matrix/isolat
 To record: pytest tests/client/test_isolation.py --engine unix:///DOCKERD --record-isolation
 """
 
+import functools
 import json
 import os
 import re
@@ -214,6 +215,13 @@ def test_the_installed_filter(request: pytest.FixtureRequest, engine: Engine, cl
     assert bpf.fold(tables[0]) == golden["default"]
 
 
+@functools.cache
+def _compiled(held: int) -> dict[str, str]:
+    compiled = seccomp.compile_profile(None, capabilities=held, machine="x86_64", kernel=(6, 18))
+    assert compiled
+    return bpf.verdicts(compiled.program)
+
+
 @pytest.mark.own("compiles a filter itself")
 @pytest.mark.parametrize("name", ["default", *capabilities.NAMES])
 def test_the_compiled_filter(name: str) -> None:
@@ -222,16 +230,11 @@ def test_the_compiled_filter(name: str) -> None:
     if name not in golden:
         pytest.skip("not to be had where this was recorded")
 
-    def table(held: int) -> dict[str, str]:
-        compiled = seccomp.compile_profile(None, capabilities=held, machine="x86_64", kernel=(6, 18))
-        assert compiled
-        return bpf.verdicts(compiled.program)
-
-    default = table(capabilities.DEFAULT)
+    default = _compiled(capabilities.DEFAULT)
     if name == "default":
         assert bpf.fold(default) == golden["default"]
     else:
-        assert bpf.fold(table(capabilities.mask([name])), default) == golden[name]
+        assert bpf.fold(_compiled(capabilities.mask([name])), default) == golden[name]
 
 
 @pytest.mark.own("is about the list")
