@@ -547,7 +547,8 @@ class Containers:
         try:
             await self._supervisor.restart(container, timeout_s=timeout_s, signal=signal)
         except EngineError as error:
-            raise reword(error, f"Cannot restart container {reference}: {error}") from error
+            # moby has lost the kind on this way.
+            raise SystemFailure(f"Cannot restart container {reference}: {error}") from error
 
     async def kill(self, reference: str, signal: str | None = None) -> None:
         """Send a signal, SIGKILL by default."""

@@ -135,7 +135,7 @@ def open_network(record: ContainerRecord, find: Find) -> int:
     if donor.id == record.id:
         raise SystemFailure("cannot join own network namespace")
     if donor.state is State.RESTARTING:
-        raise is_restarting(donor.id)
+        raise Conflict(f"cannot join network namespace of container: {is_restarting(donor.id)}")
     if donor.state not in ALIVE:
         raise Conflict(
             f"cannot join network namespace of a non running container: container {donor.name} is {donor.state.value}"

@@ -95,9 +95,12 @@ def test_a_slave_that_nobody_asked_for_is_private_where_nothing_is_shared(
 
 
 def test_sources_are_made_if_they_may(tmp_path: Path) -> None:
-    os.umask(0o077)
     made = tmp_path / "a" / "b"
-    mounting().prepare(record(bind(str(made), create_source=True)), [])
+    umask = os.umask(0o077)
+    try:
+        mounting().prepare(record(bind(str(made), create_source=True)), [])
+    finally:
+        os.umask(umask)
     assert made.stat().st_mode & 0o7777 == made.parent.stat().st_mode & 0o7777 == 0o755
     with pytest.raises(InvalidParameter, match="bind source path does not exist"):
         mounting().prepare(record(bind(str(tmp_path / "c"))), [])

@@ -1,6 +1,6 @@
 """Containers: what is asked for, what is there, and what happened to it."""
 
-from compatd.wire.json import Set, StrSlice, Uint8, Uint16, Uint64, Wire, always, omitempty
+from compatd.wire.json import Set, StrSlice, Uint8, Uint16, Uint32, Uint64, Wire, always, omitempty
 from compatd.wire.types.images import Descriptor, GraphDriver, HealthConfig
 from compatd.wire.types.networks import EndpointSettings, NetworkingConfig
 
@@ -172,7 +172,7 @@ class TmpfsOptions(Wire, frozen=True, kw_only=True):
     """How a tmpfs is made; ``mode`` as a number, 0 is the default."""
 
     size_bytes: int = 0
-    mode: int = 0
+    mode: Uint32 = 0
     options: list[list[str]] = omitempty([])
 
 
