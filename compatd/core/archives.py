@@ -4,8 +4,9 @@ The tree that is shown is the container's root with its binds and volumes, put t
 (``linux.assembly``), so that nothing is mounted where a container or the host could see it.
 """
 
-from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterator
-from typing import TypeVar
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterator
+from typing import TypeVar, cast
 
 from compatd.core import bodies
 from compatd.core.container import Container
@@ -42,7 +43,8 @@ class Archives:
             with self._assemble(container) as tree:
                 return filesystem.stat_path(tree.root, path, container=reference)
 
-        return _path_stat(await self._workers.run(look))
+        with self._volumes_in_use(container):
+            return _path_stat(await self._workers.run(look))
 
     async def get(self, reference: str, path: str) -> tuple[PathStat, AsyncIterator[bytes]]:
         """What ``path`` is, and its tar, which is read while it is consumed."""
@@ -57,9 +59,12 @@ class Archives:
                 raise
             return found, _Tree(tree, pieces)
 
-        found, pieces = await bodies.acquire(start, lambda started: started[1].close(), self._workers)
-        self._supervisor.publish(container.record, "archive-path")
-        return _path_stat(found), bodies.produce(lambda: pieces, self._workers)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._volumes_in_use(container))
+            found, pieces = await bodies.acquire(start, lambda started: started[1].close(), self._workers)
+            self._supervisor.publish(container.record, "archive-path")
+            rest = stack.pop_all()
+        return _path_stat(found), _ending(bodies.produce(lambda: pieces, self._workers), rest)
 
     async def put(
         self,
@@ -89,11 +94,12 @@ class Archives:
                     )
                 )
 
-        try:
-            await bodies.consume(body, unpack, self._workers)
-        except BadArchive as error:
-            raise SystemFailure(str(error)) from error  # Docker blames itself for what is wrong with an archive
-        self._supervisor.publish(container.record, "extract-to-dir")
+        with self._volumes_in_use(container):
+            try:
+                await bodies.consume(body, unpack, self._workers)
+            except BadArchive as error:
+                raise SystemFailure(str(error)) from error  # Docker blames itself for what is wrong with an archive
+            self._supervisor.publish(container.record, "extract-to-dir")
 
     async def changes(self, reference: str) -> list[FilesystemChange]:
         """What a container has changed in its image: ``docker diff``."""
@@ -113,9 +119,27 @@ class Archives:
         self._supervisor.publish(container.record, "export")
         return bodies.produce(start, self._workers)
 
+    @contextlib.contextmanager
+    def _volumes_in_use(self, container: Container) -> Generator[None]:
+        """Docker mounts a container's volumes for every look at its files, and tells of it."""
+        record = container.record
+        self._supervisor.publish_mounts(record)
+        try:
+            yield
+        finally:
+            self._supervisor.publish_unmounts(record)
+
     def _assemble(self, container: Container) -> Assembly:
         pid = container.record.pid if container.alive else 0
         return self._preparation.assemble(container.record, pid)
+
+
+async def _ending(pieces: AsyncIterator[bytes], stack: contextlib.ExitStack) -> AsyncIterator[bytes]:
+    """``pieces``, and then, or when they are given up, the end of ``stack``."""
+    with stack:
+        async with contextlib.aclosing(cast(AsyncGenerator[bytes], pieces)):
+            async for piece in pieces:
+                yield piece
 
 
 class _Tree:

@@ -140,10 +140,10 @@ class Supervisor:
                 failed = msgspec.structs.replace(failed, state=State.EXITED, exit_code=record.exit_code)
             await self.commit(container, failed)
             if isinstance(error, StartFailed):
-                self._publish_mounts(record)
+                self.publish_mounts(record)
             self._networks.publish_disconnected(record)
             if isinstance(error, StartFailed):
-                self._publish_unmounts(record)
+                self.publish_unmounts(record)
             container.waits += [pending for pending in waits if pending.condition == "removed"]
             waits = [pending for pending in waits if pending.condition != "removed"]
             await self._answer_failed_start(waits, code)
@@ -166,13 +166,14 @@ class Supervisor:
         container.record = running
         await self._hand_over(container, shim)
         await self.commit(container, running)
-        self._publish_mounts(running)
+        self.publish_mounts(running)
         self._networks.publish_connected(running)
         await self._preparation.tell_parents(running)
         self.publish(running, "start")
         self._notify_changed(container)
 
-    def _publish_mounts(self, record: ContainerRecord) -> None:
+    def publish_mounts(self, record: ContainerRecord) -> None:
+        """Publish that its volumes are in use, by a run or by a copy."""
         for point in record.mounts:
             if point.type == "volume":
                 attributes = {
@@ -184,7 +185,8 @@ class Supervisor:
                 }
                 self._events.publish("volume", "mount", point.name, attributes)
 
-    def _publish_unmounts(self, record: ContainerRecord) -> None:
+    def publish_unmounts(self, record: ContainerRecord) -> None:
+        """Publish that they are no longer."""
         for point in record.mounts:
             if point.type == "volume":
                 self._events.publish("volume", "unmount", point.name, {"container": record.id, "driver": "local"})
@@ -269,7 +271,7 @@ class Supervisor:
         if exit["oom_killed"] and not record.oom_killed:
             self.publish(ended, "oom")
         self._networks.disconnect_later(record)
-        self._publish_unmounts(record)
+        self.publish_unmounts(record)
         if container.stopping:
             container.stopping = False
             self.publish(ended, "stop")  # Docker wakes who has asked for it before it tells of the end
