@@ -64,7 +64,6 @@ LIST_FILTERS = (
     "isolation",
     "is-task",
     "label",
-    "label!",
     "name",
     "network",
     "publish",
@@ -356,8 +355,6 @@ class Containers:
             ):
                 continue
             if not filtering.matches_labels(filters.get("label", ()), labels):
-                continue
-            if filtering.excludes_labels(filters.get("label!", ()), labels):
                 continue
             if statuses and record.state not in statuses:
                 continue
