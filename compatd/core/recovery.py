@@ -37,6 +37,7 @@ from compatd.tasks import Workers
 log = logging.getLogger(__name__)
 
 UNSEEN_EXIT_CODE = 255
+START_PATIENCE_S = 10.0
 
 
 class Recovery:
@@ -78,7 +79,7 @@ class Recovery:
 
     async def _recover(self, container: Container, wanted: list[Container]) -> None:
         record = container.record
-        shim = await self._find_shim(record.id)
+        shim = await self._find_shim(record.id, patience_s=None if record.state in ALIVE else START_PATIENCE_S)
         if shim is not None and self._is_recorded(container, shim):
             container.last_shim = shim
             await shim.release()
@@ -111,9 +112,9 @@ class Recovery:
             record.state not in ALIVE and shim.exited.done() and shim.exited.result()["exited_ns"] == record.finished_ns
         )
 
-    async def _find_shim(self, container_id: str) -> Shim | None:
+    async def _find_shim(self, container_id: str, *, patience_s: float | None = START_PATIENCE_S) -> Shim | None:
         try:
-            return await connect(self._preparation.state_dir(container_id))
+            return await connect(self._preparation.state_dir(container_id), patience_s=patience_s)
         except (FileNotFoundError, ConnectionRefusedError):
             return None
 

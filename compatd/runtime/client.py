@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -489,8 +490,9 @@ class Spawner:
             tasks.detach(self.start(), name="spawner restart")
 
 
-async def connect(state_dir: Path) -> Shim:
-    """Connect to the shim that an earlier engine has started.
+async def connect(state_dir: Path, *, patience_s: float | None = None) -> Shim:
+    """Connect to the shim that an earlier engine has started. One that has said nothing after ``patience_s`` is stuck
+    in a start that nobody was told of, and is killed.
 
     ``FileNotFoundError`` or ``ConnectionRefusedError``: no shim is there (any more): see ``read_exit``.
     """
@@ -504,9 +506,16 @@ async def connect(state_dir: Path) -> Shim:
     except BaseException:
         sock.close()
         raise
+    pid = int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder)
     shim = Shim(state_dir, sock)
     try:
-        await shim.started()
+        async with asyncio.timeout(patience_s):
+            await shim.started()
+    except TimeoutError as error:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        shim.close()
+        raise ConnectionRefusedError("the container's shim was stuck in its start") from error
     except ShimLost as error:
         shim.close()
         raise ConnectionRefusedError(str(error)) from error

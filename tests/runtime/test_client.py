@@ -484,6 +484,19 @@ class TestSurvival:
         assert (await end(shim))["code"] == 137
         await until(lambda: not Path(f"/proc/{pid}").exists(), "the shim stays")
 
+    async def test_a_shim_that_is_stuck_in_its_start(self, tmp_path: Path) -> None:
+        program = (
+            "import socket, sys, time; s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); "
+            "s.bind(sys.argv[1]); s.listen(); print(flush=True); time.sleep(100)"
+        )
+        words = [sys.executable, "-c", program, str(tmp_path / protocol.SOCKET_NAME)]
+        with subprocess.Popen(words, stdout=subprocess.PIPE) as stuck:
+            assert stuck.stdout
+            stuck.stdout.readline()
+            with pytest.raises(ConnectionRefusedError):
+                await connect(tmp_path, patience_s=0.05)
+            assert stuck.wait(WAIT_S) == -signal.SIGKILL
+
     async def test_nothing_to_connect_to(self, nursery: Nursery, spawner: Spawner, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
             await connect(tmp_path)
