@@ -18,7 +18,8 @@ from compatd.network.driver import Network as BridgeNetwork
 from compatd.wire.types.networks import EndpointSettings
 
 _OPTION = "com.docker.network.endpoint."
-_SYSCTL = re.compile(r"net\.(ipv4|ipv6|mpls)\.(conf|neigh)\.IFNAME\.([a-z0-9_]+)=([^,\s]*)", re.ASCII)
+# The CLI sends options in lower case.
+_SYSCTL = re.compile(r"net\.(ipv4|ipv6|mpls)\.([a-z_]+)\.(?:IFNAME|ifname)\.([a-z0-9_]+)=([^,\s]*)", re.ASCII)
 
 
 def check(settings: EndpointSettings, mode: str, network: NetworkRecord | None) -> None:

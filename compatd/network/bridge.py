@@ -141,6 +141,8 @@ def _configure(
         if link is None:
             raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
         for name, value in sysctls:
+            if not (_SYSCTL / name).is_file():
+                raise FileNotFoundError(errno.ENOENT, f"{_SYSCTL / name} is not a sysctl file")
             (_SYSCTL / name).write_text(value)
         route.configure(link.index, addresses, gateways)
 

@@ -391,6 +391,19 @@ def test_mac_addresses(api: Api, busybox: str) -> None:
     )
 
 
+def test_interfaces_as_they_are_wanted(api: Api, cli: Cli, busybox: str) -> None:
+    make(api, "mine", Options={"com.docker.network.container_iface_prefix": "net"})
+    option = "driver-opt=com.docker.network.endpoint"
+    sysctl = f"{option}.sysctls=net.ipv4.conf.IFNAME.log_martians=1"
+    look = "cat /proc/sys/net/ipv4/conf/*/log_martians; cat /proc/net/dev | grep -o '[a-z]*0:'"
+    assert "1" in cli("run", "--rm", "--network", f"name=mine,{sysctl}", busybox, "sh", "-c", look).split()
+    named = f"name=mine,{option}.ifname=mine0"
+    assert cli("run", "--rm", "--network", named, busybox, "sh", "-c", look).split()[-1] == "mine0:"
+    assert cli("run", "--rm", "--network", "mine", busybox, "sh", "-c", look).split()[-1] == "net0:"
+    done = cli.call("run", "--network", f"name=mine,{option}.sysctls=net.ipv4.foo.IFNAME.x=1", busybox)
+    assert "/proc/sys/net/ipv4/foo/net0/x is not a sysctl file" in done.err
+
+
 @pytest.mark.own("the daemon has flags of its own")
 def test_what_the_daemon_s_flags_say() -> None:
     flags = ("--ipv6", "--fixed-cidr-v6", "fd00:199:6::/64", "--default-address-pool", "base=10.199.0.0/16,size=28")
