@@ -56,7 +56,7 @@ def test_what_a_linked_container_sees(api: Api, cli: Cli, busybox: str) -> None:
         "/target:/linked/target",
     ]
     listed = api.get("/containers/json").ok()
-    assert [one["Names"] for one in listed] == [["/linked"], ["/linked/my-db", "/linked/target", "/target"]]
+    assert [sorted(one["Names"]) for one in listed] == [["/linked"], ["/linked/my-db", "/linked/target", "/target"]]
     assert api.get("/containers/linked/my-db/json").ok()["Name"] == "/target"
     cli("rm", "--link", "linked/my-db")
     assert api.get("/containers/linked/json").ok()["HostConfig"]["Links"] == ["/target:/linked/target"]
