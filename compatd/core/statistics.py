@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import msgspec
+
 from compatd.core.container import Container
 from compatd.core.containers import Containers
 from compatd.core.images import format_time
@@ -51,9 +53,12 @@ class Statistics:
             sample = await self._workers.run(self._preparation.stats, container.record)
             networks = await self._workers.run(self._networks.counters, container.record)
             if stream or one_shot or before is not None:
-                yield _response(container, sample, before, networks)
+                response = _response(container, sample, before, networks)
                 if not stream:
+                    # A single quick look does not say whose it is: so Docker 28.
+                    yield msgspec.structs.replace(response, name="", id="") if one_shot else response
                     return
+                yield response
             before = sample
             await asyncio.wait({container.ended}, timeout=INTERVAL_S)
 

@@ -15,6 +15,7 @@ from compatd.core.containers import Containers
 from compatd.core.events import Events
 from compatd.core.images import Images, format_time
 from compatd.core.lifecycle import State
+from compatd.core.translation import RUNTIMES
 from compatd.core.volumes import Volumes
 from compatd.logs import drivers
 from compatd.runtime.host import Host
@@ -132,6 +133,7 @@ class System:
             debug=config.debug,
             n_fd=len(os.listdir("/proc/self/fd")),
             oom_kill_disable=support.oom_kill_disable,
+            kernel_memory_tcp=support.kernel_memory_tcp,
             system_time=format_time(time.time_ns()),
             logging_driver=config.log_driver,
             cgroup_driver="cgroupfs",
@@ -156,7 +158,7 @@ class System:
             name=platform.node(),
             labels=list(config.labels),
             server_version=ENGINE_VERSION,
-            runtimes={"runc": Runtime(path="compatd")},
+            runtimes={name: Runtime(path="compatd") for name in RUNTIMES},
             default_runtime="runc",
             live_restore_enabled=True,
             init_binary="compatd",

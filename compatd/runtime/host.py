@@ -30,6 +30,7 @@ class CgroupSupport:
     memory_reservation: bool
     swap_limit: bool
     memory_swappiness: bool
+    kernel_memory_tcp: bool
     oom_kill_disable: bool
     cpu_shares: bool
     cpu_cfs: bool
@@ -118,6 +119,7 @@ def _support(layout: cgroupfs.Layout, parent: str) -> CgroupSupport:
             memory_reservation="memory" in have,
             swap_limit="memory" in have and _v2_swap(layout, parent),
             memory_swappiness=False,
+            kernel_memory_tcp=False,
             oom_kill_disable=False,
             cpu_shares="cpu" in have,
             cpu_cfs="cpu" in have,
@@ -141,6 +143,7 @@ def _support(layout: cgroupfs.Layout, parent: str) -> CgroupSupport:
         memory_reservation=knob("memory", "memory.soft_limit_in_bytes"),
         swap_limit=knob("memory", "memory.memsw.limit_in_bytes"),
         memory_swappiness=knob("memory", "memory.swappiness"),
+        kernel_memory_tcp=knob("memory", "memory.kmem.tcp.limit_in_bytes"),
         oom_kill_disable=knob("memory", "memory.oom_control"),
         cpu_shares=knob("cpu", "cpu.shares"),
         cpu_cfs=knob("cpu", "cpu.cfs_quota_us") or knob("cpu", "cpu.cfs_period_us"),
