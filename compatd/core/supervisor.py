@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 DEFAULT_STOP_TIMEOUT_S = 10
 # After SIGKILL a process can still be stuck in the kernel; a client should hear of it then (moby waits 10 s too).
 KILL_TIMEOUT_S = 10
+# How often the end of a run is tried to be recorded on a disk that is full.
+RECORD_AGAIN_S = 1
 FAILED_SIGNAL_GRACE_S = 2
 FROZEN_AFTER_S = 1
 
@@ -236,11 +238,19 @@ class Supervisor:
         exit = await asyncio.shield(shim.exited)
         if self.stopping:
             return
-        async with container.lock:
-            if shim.lost:
-                await self._preparation.end_orphans(container.record)
-            await self.record_end(container, exit)
-            await shim.release()
+        while not self.stopping:
+            try:
+                async with container.lock:
+                    if shim.lost:
+                        await self._preparation.end_orphans(container.record)
+                    await self.record_end(container, exit)
+                    await shim.release()
+                break
+            except SystemFailure as error:  # a full disk; the shim keeps the end until it is recorded
+                log.warning("the end of container %s cannot be recorded yet: %s", container.id[:12], error)
+                await asyncio.sleep(RECORD_AGAIN_S)
+        else:
+            return
         self.notify_ended(container)
 
     def stop_watching(self) -> None:
