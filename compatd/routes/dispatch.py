@@ -43,6 +43,7 @@ NO_SWARM = (
     'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm'
     " and try again."
 )
+NOT_IN_SWARM = "This node is not part of a swarm"
 _SWARM = ("/swarm", "/nodes", "/services", "/tasks", "/secrets", "/configs")
 
 _VERSION = re.compile("/v([0-9.]+)(/.*)")
@@ -157,8 +158,8 @@ class Dispatcher:
         operation = call.operation
         request = call.request
         if handler is None or not operation.present:
-            if call.request.method == "GET" and operation.path.startswith(_SWARM):
-                return _error(NO_SWARM, 503, self._headers)
+            if operation.path.startswith(_SWARM) and operation.id not in ("SwarmInit", "SwarmJoin"):
+                return _error(NOT_IN_SWARM if operation.id == "SwarmLeave" else NO_SWARM, 503, self._headers)
             return _error(_absent(operation), 501, self._headers)
         log.debug("%s %s", request.method, request.rel_url)
         try:

@@ -167,6 +167,9 @@ async def test_swarm_is_not_here(client: Client) -> None:
         reply = await client("GET", target)
         assert reply.status == 503
         assert reply.message.startswith("This node is not a swarm manager.")
+    assert (await client("POST", "/services/create")).status == 503
+    reply = await client("POST", "/swarm/leave")
+    assert (reply.status, reply.message) == (503, "This node is not part of a swarm")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ UPGRADE = "Connection: Upgrade\r\nUpgrade: tcp\r\n"
 
 
 def container(*, tty: bool = False) -> Any:
-    return SimpleNamespace(id="full", record=SimpleNamespace(config=SimpleNamespace(tty=tty)))
+    return SimpleNamespace(id="full", record=SimpleNamespace(config=SimpleNamespace(tty=tty), started_ns=1))
 
 
 class Holder:
