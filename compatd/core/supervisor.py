@@ -474,7 +474,11 @@ class Supervisor:
                 health=health.suspend(record.health),
                 frozen_by_engine=by_engine,
             )
-            await self.commit(container, paused)
+            try:
+                await self.commit(container, paused)
+            except SystemFailure:  # a full disk: frozen it would be without a way out
+                await self._preparation.thaw(record)
+                raise
             self._notify_changed(container)
         self.publish(container.record, "pause")
 
@@ -490,7 +494,12 @@ class Supervisor:
             if record.state is not State.PAUSED:
                 raise SystemFailure(f"Container {record.id} is not paused")
             await self._preparation.thaw(record)
-            await self.commit(container, msgspec.structs.replace(record, state=advance(record.state, Event.UNPAUSE)))
+            running = msgspec.structs.replace(record, state=advance(record.state, Event.UNPAUSE))
+            try:
+                await self.commit(container, running)
+            except SystemFailure as error:  # a full disk; it runs all the same, and can be thawed once more
+                log.warning("container %s goes on, which cannot be recorded: %s", record.id[:12], error)
+                container.record = running
             self._notify_changed(container)
 
     # ------------------------------------------------------ attach and wait
