@@ -99,9 +99,7 @@ class Commits:
         """Whether it runs, and has been frozen."""
         try:
             await self.supervisor.pause(container, by_engine=True)
-        except (
-            EngineError
-        ):  # it does not run, or is frozen already: there is nothing to wait for (moby daemon/commit.go)
+        except Conflict:  # it does not run, or is frozen already (moby daemon/commit.go)
             return False
         return True
 
