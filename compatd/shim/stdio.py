@@ -16,6 +16,8 @@ import fcntl
 import os
 import socket
 import struct
+import termios
+import time
 from collections.abc import Callable
 
 from compatd.shim import terminal
@@ -26,6 +28,8 @@ READ_BYTES = 1 << 16
 CLIENT_BUFFER_BYTES = 1 << 20
 PIPE_BYTES = 1 << 18
 LINGER_S = 2.0
+HEAD_CHECK_S = 0.0005
+HEAD_PATIENCE_S = 1.0
 
 STDOUT, STDERR = 1, 2  # as the frames' headers number them
 _STREAM = {STDOUT: "stdout", STDERR: "stderr"}
@@ -82,6 +86,9 @@ class Client:
         self._linger: Timer | None = None
         self._watched = -1
         sock.setblocking(False)
+        # docker-py reads the response's head with a buffer and the rest without: what came with the head, it loses.
+        self._head_deadline_s = time.monotonic() + HEAD_PATIENCE_S
+        self._looks_for_head = False
         self.update()
 
     def send(self, stream: int, data: bytes) -> None:
@@ -90,7 +97,7 @@ class Client:
             return
         header = struct.pack(">BxxxL", stream, len(data)) if self._framed else b""
         sent = 0
-        if not self._queue:
+        if not self._queue and self._knows_head():
             try:
                 sent = self._sock.sendmsg((header, data), (), socket.MSG_NOSIGNAL)
             except BlockingIOError:
@@ -105,7 +112,24 @@ class Client:
             if sent < len(part):
                 self._queue.append(memoryview(part)[sent:])
             sent = max(0, sent - len(part))
+        if self._head_deadline_s and not self._looks_for_head:
+            self._looks_for_head = True
+            self._loop.later(HEAD_CHECK_S, self._look_for_head)
         self.update()
+
+    def _knows_head(self) -> bool:
+        """Whether the client has read what the engine sent it before its socket came here."""
+        if self._head_deadline_s and (not _unread_bytes(self._sock) or time.monotonic() > self._head_deadline_s):
+            self._head_deadline_s = 0.0
+        return not self._head_deadline_s
+
+    def _look_for_head(self) -> None:
+        if self._sock.fileno() < 0:
+            return
+        if self._knows_head():
+            self._flush()
+        else:
+            self._loop.later(HEAD_CHECK_S, self._look_for_head)
 
     @property
     def is_idle(self) -> bool:
@@ -123,7 +147,7 @@ class Client:
         events = 0
         if self._reads and (not self.stdin or self._stdio.takes_input or self._linger is not None):
             events |= IN
-        if self._queue:
+        if self._queue and not self._head_deadline_s:
             events |= OUT
         if not events and not self._sends:
             events = -1  # it hangs up all the time, but there may be input to be read later
@@ -521,3 +545,9 @@ class Stdio:
             self._clients.remove(client)
         self.client_drained()
         self._changed()
+
+
+def _unread_bytes(sock: socket.socket) -> int:
+    """What the other side of a local socket has not read yet (unix(7), SIOCOUTQ)."""
+    (count,) = struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))
+    return int(count)

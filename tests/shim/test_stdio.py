@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -59,6 +60,23 @@ async def test_frames_and_log(nursery: Nursery, spawner: Spawner) -> None:
     assert streams(await peer.rest()) == {1: b"out\nend", 2: b"err\n"}
     assert (await end(shim))["code"] == 0
     assert (output(launch), output(launch, "stderr")) == ("out\nend", "err\n")
+
+
+@pytest.mark.root
+async def test_output_waits_until_the_head_has_been_read(nursery: Nursery, spawner: Spawner) -> None:
+    launch = nursery.launch("echo", "output")
+    launch["attaches"].append(attach(0))
+    engine, client = socket.socketpair()
+    with engine, client:
+        engine.send(b"head")
+        shim = await asyncio.wait_for(spawner.launch(launch, [engine.fileno()]), WAIT_S)
+        engine.close()
+        while not output(launch):
+            await asyncio.sleep(0)
+        assert client.recv(100) == b"head"
+        client.settimeout(WAIT_S)
+        assert await asyncio.to_thread(client.recv, 100) == b"\1\0\0\0\0\0\0\7output\n"
+    await end(shim)
 
 
 @pytest.mark.root
