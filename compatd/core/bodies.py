@@ -23,10 +23,11 @@ class Feed:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._pieces: queue.Queue[bytes | BaseException | None] = queue.Queue()
+        self._pieces: queue.SimpleQueue[bytes | BaseException | None] = queue.SimpleQueue()
         self._room = asyncio.Event()
         self._room.set()
-        self._rest = memoryview(b"")
+        self._piece = b""
+        self._taken = 0
         self._ended = False
         self._stopped = False
 
@@ -34,7 +35,7 @@ class Feed:
         """False once the reader has gone."""
         if self._stopped:
             return False
-        self._pieces.put_nowait(piece)
+        self._pieces.put(piece)
         if self._pieces.qsize() >= _PIECES_AHEAD:
             self._room.clear()
             await self._room.wait()
@@ -46,10 +47,10 @@ class Feed:
         self._loop.call_soon_threadsafe(self._room.set)
 
     def finish(self, error: BaseException | None = None) -> None:
-        self._pieces.put_nowait(error)
+        self._pieces.put(error)
 
     def read(self, size: int, /) -> bytes:
-        while not self._rest and not self._ended:
+        while not self._piece and not self._ended:
             piece = self._pieces.get()
             if self._pieces.qsize() < _PIECES_AHEAD // 2:
                 self._loop.call_soon_threadsafe(self._room.set)
@@ -59,10 +60,15 @@ class Feed:
                 self._ended = True
                 raise piece
             else:
-                self._rest = memoryview(piece)
-        taken = self._rest[:size] if size >= 0 else self._rest
-        self._rest = self._rest[len(taken) :]
-        return bytes(taken)
+                self._piece = piece
+        if not self._taken and len(self._piece) <= size:
+            whole, self._piece = self._piece, b""  # no copy, which would hold up the event loop
+            return whole
+        data = self._piece[self._taken : self._taken + size]
+        self._taken += len(data)
+        if self._taken == len(self._piece):
+            self._piece, self._taken = b"", 0
+        return data
 
 
 async def consume(body: AsyncIterable[bytes], function: Callable[[Feed], T], workers: Workers) -> T:
