@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import lru_cache
 
 import msgspec
 
@@ -463,6 +464,7 @@ def parse_time_ns(text: str | None) -> int:
     return int(seconds) * 1_000_000_000 + int((match[2] or "").ljust(9, "0"))
 
 
+@lru_cache(maxsize=1024)  # the same few are shown again and again
 def format_time(time_ns: int) -> str:
     """RFC 3339 with as many digits as needed, as Go prints times; 0 is Go's zero time."""
     if not time_ns:

@@ -1,6 +1,5 @@
 """Container records as the API shows them. Pure: what is not in the record is passed in."""
 
-import posixpath
 import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
@@ -337,10 +336,10 @@ def directory_paths(directory: str, container_id: str) -> ContainerPaths:
     """The files of a container whose directory is ``directory``."""
     return ContainerPaths(
         directory=directory,
-        upper=posixpath.join(directory, "upper"),
-        work=posixpath.join(directory, "work"),
-        hosts=posixpath.join(directory, "hosts"),
-        hostname=posixpath.join(directory, "hostname"),
-        resolv_conf=posixpath.join(directory, "resolv.conf"),
-        log=posixpath.join(directory, f"{container_id}-json.log"),
+        upper=f"{directory}/upper",
+        work=f"{directory}/work",
+        hosts=f"{directory}/hosts",
+        hostname=f"{directory}/hostname",
+        resolv_conf=f"{directory}/resolv.conf",
+        log=f"{directory}/{container_id}-json.log",
     )

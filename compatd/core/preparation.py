@@ -124,7 +124,7 @@ class Preparation:
 
     def paths(self, container_id: str) -> ContainerPaths:
         """Where a container's files are, whether or not they are there."""
-        return directory_paths(str(self._data / container_id), container_id)
+        return directory_paths(f"{self._data}/{container_id}", container_id)
 
     def state_dir(self, container_id: str) -> Path:
         """Where its shim is found."""

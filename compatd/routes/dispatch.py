@@ -106,12 +106,13 @@ class Dispatcher:
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer ``request``: never raises but when there is nobody left to answer."""
-        response = await self._dispatch(request)
+        response = await self.dispatch(request)
         if isinstance(request.protocol, Protocol):
             request.protocol.give_back()
         return response
 
-    async def _dispatch(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def dispatch(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer ``request``, of which nothing but its head has been read."""
         if request.method == "OPTIONS":
             return web.Response(headers=self._base)
         path = unquote(request.rel_url.raw_path, errors="surrogateescape")

@@ -59,11 +59,13 @@ class Server:
 async def serve(backends: Backends, sockets: Sequence[tuple[socket, ssl.SSLContext | None]]) -> Server:
     """Answer the Engine API on listening ``sockets``, each with or without TLS, until ``Server.close``."""
     loop = asyncio.get_running_loop()
-    web_server = web.Server(Dispatcher(backends), handler_cancellation=True)
+    dispatcher = Dispatcher(backends)
+    web_server = web.Server(dispatcher, handler_cancellation=True)
 
     def connect() -> Protocol:
         return Protocol(
             web_server,
+            answer=dispatcher.dispatch,
             loop=loop,
             access_log=None,
             logger=log,

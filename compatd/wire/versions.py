@@ -156,6 +156,8 @@ DOWNGRADES: tuple[Downgrade, ...] = (
 
 def downgrade(operation: str, version: Version, value: object) -> object:
     """``value`` as a client of ``version`` expects it: itself, or its edited plain form."""
+    if version == MAXIMUM:
+        return value
     edits = [change.edit for change in DOWNGRADES if change.operation == operation and version < change.below]
     if not edits:
         return value
