@@ -49,11 +49,11 @@ class OomKills:
                 with source:
                     seen = 0 if not container.record.oom_killed else await self._count(place)
                     while not ended.done():
+                        wake.clear()  # before looking: what happens meanwhile, the end too, is not to be slept over
                         count = await self._count(place)
                         if count > seen:
                             await self._tell(container, ended)
                         seen = count
-                        wake.clear()
                         await wake.wait()
                         await asyncio.sleep(PAUSE_S)  # version 1 tells before it kills and counts
         finally:

@@ -73,7 +73,7 @@ def remainders(engine: OwnEngine) -> dict[str, Any]:
     (spawner, *_) = children(engine.pid)
     descriptors = [link(f"/proc/{engine.pid}/fd/{number}") for number in os.listdir(f"/proc/{engine.pid}/fd")]
     return {
-        "descriptors": sorted(target for target in descriptors if "[eventfd]" not in target),  # one for each worker
+        "descriptors": sorted(descriptors),
         "spawner's descriptors": len(os.listdir(f"/proc/{spawner}/fd")),
         "mounts": sum(
             str(engine.folder) in line for line in Path(f"/proc/{engine.pid}/mountinfo").read_text().splitlines()
