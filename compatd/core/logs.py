@@ -252,9 +252,8 @@ async def read(
     goes wrong is said in the stream, whose head has been sent."""
     codec: Codec = JsonFile() if driver == "json-file" else Local()
     try:
-        if running:
-            await workers.run(os.stat, path)
-        async for piece in stream(path, selection, rendering, codec=codec, workers=workers, follow=follow):
+        pieces = stream(path, selection, rendering, codec=codec, workers=workers, required=running, follow=follow)
+        async for piece in pieces:
             yield piece
     except OSError as error:
         yield error_frame(f"Error grabbing logs: open {path}: {words(error)}\n", framed=rendering.framed)

@@ -89,18 +89,21 @@ async def stream(
     *,
     codec: Codec,
     workers: Workers,
+    required: bool = False,
     follow: Follow | None = None,
 ) -> AsyncIterator[bytes]:
-    """The log at ``path`` as the API sends it, in pieces; one that does not exist is empty.
+    """The log at ``path`` as the API sends it, in pieces; one that does not exist is empty, unless it is ``required``.
 
     Reads no faster than it is consumed, and holds one piece. ``OSError``: the disk failed.
     """
-    log = _Log(path, selection, codec)
+    log = _Log(path, selection, codec, required=required)
     try:
         if follow is None:
-            while (piece := await workers.run(log.render, rendering)) is not None:
-                if piece:
-                    yield piece
+            ended = False
+            while not ended:
+                pieces, ended = await workers.run(log.render_all_of_little, rendering)
+                if pieces:
+                    yield pieces
             return
         wake = asyncio.Event()
 
@@ -233,8 +236,9 @@ class _Log:
     May be closed while a worker reads: the read then closes it.
     """
 
-    def __init__(self, path: str, selection: Selection, codec: Codec) -> None:
+    def __init__(self, path: str, selection: Selection, codec: Codec, *, required: bool = False) -> None:
         self._codec = codec
+        self._required_path = path if required else None
         self._directory, self._name = os.path.split(path)
         self._suffix = re.compile(re.escape(self._name) + r"(?:\.([1-9][0-9]{0,5})(\.gz)?)?", re.ASCII)
         self._since = format_time(selection.since_ns) if selection.since_ns else None
@@ -257,6 +261,14 @@ class _Log:
         """The next piece for the API, empty when nothing of it is shown; ``None`` at the end for now."""
         lines = self.read()
         return None if lines is None else render(lines, rendering)
+
+    def render_all_of_little(self, rendering: Rendering) -> tuple[bytes, bool]:
+        """The next piece, and whether it is the last one: what is little needs one turn of a worker."""
+        piece = self.render(rendering)
+        if not piece or len(piece) >= CHUNK_BYTES // 4:
+            return piece or b"", piece is None
+        rest = self.render(rendering)
+        return piece + (rest or b""), rest is None
 
     def read(self) -> Lines | None:
         """The next wanted messages, maybe none of a chunk; ``None`` at the end for now."""
@@ -284,6 +296,9 @@ class _Log:
 
     def _chunk(self) -> bytes:
         if not self._parts:
+            if self._required_path is not None:
+                os.stat(self._required_path)
+                self._required_path = None
             self._parts = self._open(self._list())
             if self._since is not None and self._tail is None:
                 while len(self._parts) > 1 and self._parts[0].is_before(self._since):

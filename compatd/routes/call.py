@@ -100,6 +100,13 @@ class Call:
         await response.prepare(self.request)
         return response
 
+    def chunked(self, body: bytes, content_type: str) -> web.Response:
+        """The same as a ``stream`` of all of ``body``."""
+        response = web.Response(body=body, headers={**self.headers, "Content-Type": content_type})
+        if self.request.version >= (1, 1):
+            response.enable_chunked_encoding()
+        return response
+
     async def stream_progress(self, records: AsyncIterator[Progress], *, at_once: bool = False) -> web.StreamResponse:
         """A stream of progress records. What goes wrong before the first one is raised, unless the head is to be sent
         ``at_once``; later it is the last record."""

@@ -228,7 +228,18 @@ async def logs(backends: Backends, call: Call) -> web.StreamResponse:
     )
     tty, chunks = backends.containers.logs(call.reference, request)
     multiplexed = call.version >= (1, 42) and not tty
-    response = await call.stream(MULTIPLEXED_STREAM if multiplexed else RAW_STREAM)
+    content_type = MULTIPLEXED_STREAM if multiplexed else RAW_STREAM
+    read: list[bytes] = []
+    if request.tail is not None and not request.follow:
+        async for chunk in chunks:
+            read.append(chunk)
+            if len(read) > 1:
+                break
+        else:  # a short answer leaves in one packet
+            return call.chunked(b"".join(read), content_type)
+    response = await call.stream(content_type)
+    for chunk in read:
+        await response.write(chunk)
     async for chunk in chunks:
         await response.write(chunk)
     await response.write_eof()
