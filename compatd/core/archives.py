@@ -11,7 +11,6 @@ from typing import TypeVar, cast
 from compatd.core import bodies
 from compatd.core.container import Container
 from compatd.core.containers import Containers
-from compatd.core.images import format_time
 from compatd.core.preparation import Preparation
 from compatd.core.supervisor import Supervisor
 from compatd.errors import SystemFailure
@@ -19,6 +18,7 @@ from compatd.images import filesystem
 from compatd.images.tar import BadArchive
 from compatd.linux.assembly import Assembly
 from compatd.tasks import Workers
+from compatd.wire.times import format_time
 from compatd.wire.types.containers import FilesystemChange, PathStat
 
 T = TypeVar("T")

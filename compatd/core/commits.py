@@ -16,7 +16,7 @@ from compatd import tasks
 from compatd.core import creation
 from compatd.core.container import Container
 from compatd.core.containers import Containers
-from compatd.core.images import Image, Images, format_time, read_name
+from compatd.core.images import Image, Images, read_name
 from compatd.core.lifecycle import State
 from compatd.core.preparation import Preparation
 from compatd.core.supervisor import Supervisor
@@ -26,6 +26,7 @@ from compatd.images.layers import LayerStore
 from compatd.images.manifest import History, ImageConfig, RootFs, RunConfig, encode_config
 from compatd.tasks import Workers
 from compatd.wire.parameters import CommitParameters
+from compatd.wire.times import format_time
 from compatd.wire.types.containers import ContainerConfig
 
 

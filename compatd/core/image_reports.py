@@ -5,8 +5,9 @@ from collections.abc import Iterable
 import msgspec
 
 from compatd.core.filters import Filters
-from compatd.core.images import Image, Images, format_time, parse_time_ns
+from compatd.core.images import Image, Images, parse_time_ns
 from compatd.images.manifest import RunConfig
+from compatd.wire.times import format_time
 from compatd.wire.types.images import (
     GraphDriver,
     HistoryItem,

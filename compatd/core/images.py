@@ -13,8 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from functools import lru_cache
+from datetime import datetime
 
 import msgspec
 
@@ -462,16 +461,6 @@ def parse_time_ns(text: str | None) -> int:
     except ValueError:
         return 0
     return int(seconds) * 1_000_000_000 + int((match[2] or "").ljust(9, "0"))
-
-
-@lru_cache(maxsize=1024)  # the same few are shown again and again
-def format_time(time_ns: int) -> str:
-    """RFC 3339 with as many digits as needed, as Go prints times; 0 is Go's zero time."""
-    if not time_ns:
-        return "0001-01-01T00:00:00Z"
-    seconds, fraction = divmod(time_ns, 1_000_000_000)
-    digits = f".{fraction:09d}".rstrip("0").rstrip(".")
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S") + digits + "Z"
 
 
 def reference_matches(pattern: str, name: str) -> bool:

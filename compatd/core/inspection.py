@@ -11,11 +11,11 @@ from compatd.core import health
 from compatd.core.container import ContainerRecord
 from compatd.core.container import MountPoint as StoredMount
 from compatd.core.filters import Filters
-from compatd.core.images import format_time
 from compatd.core.lifecycle import ALIVE, State
 from compatd.core.networks import Networks
 from compatd.core.ports import exposed_ports
 from compatd.errors import SystemFailure
+from compatd.wire.times import format_time
 from compatd.wire.types.containers import (
     ContainerInspect,
     ContainerState,

@@ -25,7 +25,6 @@ from compatd.core.container import ContainerRecord
 from compatd.core.discovery import Discovery
 from compatd.core.events import Events
 from compatd.core.filters import Filters
-from compatd.core.images import format_time
 from compatd.core.lifecycle import ALIVE
 from compatd.core.links import Links
 from compatd.core.names import find, new_id
@@ -39,6 +38,7 @@ from compatd.network.driver import BridgeDriver, ConnectRequest, Endpoint, defau
 from compatd.network.driver import Network as BridgeNetwork
 from compatd.network.resolver import Server, Sockets, open_sockets
 from compatd.tasks import Workers
+from compatd.wire.times import format_time
 from compatd.wire.types.containers import HostConfig, NetworkStats
 from compatd.wire.types.networks import (
     IPAM,

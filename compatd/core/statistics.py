@@ -7,11 +7,11 @@ import msgspec
 
 from compatd.core.container import Container
 from compatd.core.containers import Containers
-from compatd.core.images import format_time
 from compatd.core.networks import Networks
 from compatd.core.preparation import Preparation
 from compatd.runtime.stats import BlkioEntry, Cpu, Stats
 from compatd.tasks import Workers
+from compatd.wire.times import format_time
 from compatd.wire.types import containers as wire
 from compatd.wire.types.containers import StatsResponse
 

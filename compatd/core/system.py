@@ -13,12 +13,13 @@ from compatd.config import Config
 from compatd.core.builds import Builds
 from compatd.core.containers import Containers
 from compatd.core.events import Events
-from compatd.core.images import Images, format_time
+from compatd.core.images import Images
 from compatd.core.lifecycle import State
 from compatd.core.translation import RUNTIMES
 from compatd.core.volumes import Volumes
 from compatd.logs import drivers
 from compatd.runtime.host import Host
+from compatd.wire.times import format_time
 from compatd.wire.types.images import ImageSummary
 from compatd.wire.types.system import (
     Commit,

@@ -16,7 +16,7 @@ import msgspec
 
 from compatd.config import Config
 from compatd.core import bodies, progress
-from compatd.core.images import Image, Images, format_time, read_name
+from compatd.core.images import Image, Images, read_name
 from compatd.errors import EngineError, InvalidParameter, NotFound, SystemFailure, Unsupported
 from compatd.images import archive
 from compatd.images import progress as lines
@@ -35,6 +35,7 @@ from compatd.images.manifest import (
 from compatd.images.reference import Reference, parse_normalized, parse_pull
 from compatd.tasks import Workers
 from compatd.wire.parameters import ImportParameters, PullParameters
+from compatd.wire.times import format_time
 from compatd.wire.types import images as wire
 from compatd.wire.types.images import ErrorDetail, Progress, ProgressDetail
 from compatd.wire.types.system import AuthConfig, AuthResponse

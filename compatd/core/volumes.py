@@ -8,13 +8,13 @@ import msgspec
 from compatd.core import filters as filtering
 from compatd.core.events import Events
 from compatd.core.filters import Filters
-from compatd.core.images import format_time
 from compatd.core.names import new_id
 from compatd.core.store import Delete, Put, Store
 from compatd.errors import Conflict, InvalidParameter, NotFound
 from compatd.linux.rootdir import Rootdir
 from compatd.tasks import Workers
 from compatd.volumes.local import LocalVolumes, no_such_volume
+from compatd.wire.times import format_time
 from compatd.wire.types.volumes import Volume, VolumeCreateRequest, VolumeList, VolumesPruned, VolumeUsage
 
 LIST_FILTERS = ("dangling", "driver", "label", "name")

@@ -17,9 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, NewType, Self
-
-import msgspec
+from typing import BinaryIO, NewType, Self
 
 from compatd.errors import Conflict, InvalidParameter, NotFound, SystemFailure
 
@@ -108,12 +106,6 @@ class ContentStore:
         if len(data) > limit_bytes:
             raise SystemFailure(f"content {digest} is larger than {limit_bytes} bytes")
         return data
-
-    def read_json(self, digest: Digest, limit_bytes: int) -> Any:
-        try:
-            return msgspec.json.decode(self.read(digest, limit_bytes))
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise SystemFailure(f"content {digest} is not JSON: {error}") from error
 
     def write(self, data: bytes) -> Digest:
         """Store a small blob in one go."""

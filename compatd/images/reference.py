@@ -104,16 +104,6 @@ def parse_normalized(text: str) -> Reference:
     return Reference(domain=match["domain"] or "", path=match["path"], tag=match["tag"], digest=digest)
 
 
-def parse_any(text: str) -> Reference | Digest:
-    """Read what names an image: a full id, with or without ``sha256:``, or a reference."""
-    if _IDENTIFIER.fullmatch(text):
-        return Digest(f"sha256:{text}")
-    try:
-        return parse_digest(text)
-    except InvalidParameter:
-        return parse_normalized(text)
-
-
 def parse_pull(image: str, tag: str) -> Reference:
     """Read ``fromImage`` and ``tag`` of ``POST /images/create``, where the tag may be a digest.
 

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compatd.errors import EngineError, Forbidden, InvalidParameter
-from compatd.images.content import Digest
-from compatd.images.reference import Reference, parse_any, parse_normalized, parse_pull
+from compatd.images.reference import Reference, parse_normalized, parse_pull
 
 pytestmark = pytest.mark.unit
 
@@ -77,11 +76,6 @@ def test_what_pull_is_asked_for() -> None:
         parse_pull("busybox", "bad tag")
     with pytest.raises(Forbidden, match="'scratch' is a reserved name"):
         parse_pull("scratch", "")
-
-
-def test_an_image_may_be_named_by_its_id() -> None:
-    assert parse_any("0" * 64) == parse_any(ZEROS) == Digest(ZEROS)
-    assert parse_any("0" * 12) == parse_normalized("0" * 12)
 
 
 def test_default_tag_is_only_for_bare_names() -> None:

@@ -174,16 +174,6 @@ class Progress(Wire, frozen=True, kw_only=True):
     aux: object = omitempty(None, "aux")
 
 
-class SearchResult(Wire, frozen=True, kw_only=True):
-    """One repository that a registry found."""
-
-    star_count: int = always(0, "star_count")
-    is_official: bool = always(False, "is_official")
-    name: str = always("", "name")
-    is_automated: bool = always(False, "is_automated")
-    description: str = always("", "description")
-
-
 class DistributionInspect(Wire, frozen=True, kw_only=True):
     """What a registry holds under a name."""
 
