@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import re
 import signal as signals
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -13,7 +12,18 @@ import msgspec
 
 from compatd import tasks
 from compatd.config import Config
-from compatd.core import creation, defaults, endpoints, health, inspection, logs, mounts, names, sharing, verification
+from compatd.core import (
+    creation,
+    defaults,
+    endpoints,
+    inspection,
+    logs,
+    mounts,
+    names,
+    selection,
+    sharing,
+    verification,
+)
 from compatd.core import filters as filtering
 from compatd.core.container import (
     Container,
@@ -25,7 +35,7 @@ from compatd.core.container import (
 )
 from compatd.core.filters import Filters
 from compatd.core.images import Images, check_platform
-from compatd.core.lifecycle import ALIVE, Event, State, advance
+from compatd.core.lifecycle import Event, State, advance
 from compatd.core.networks import Networks
 from compatd.core.preparation import Preparation
 from compatd.core.store import Delete, Put, Store
@@ -54,28 +64,8 @@ from compatd.wire.types.containers import (
 
 log = logging.getLogger(__name__)
 
-LIST_FILTERS = (
-    "ancestor",
-    "before",
-    "expose",
-    "exited",
-    "health",
-    "id",
-    "isolation",
-    "is-task",
-    "label",
-    "name",
-    "network",
-    "publish",
-    "since",
-    "status",
-    "volume",
-)
-RUNNING = ALIVE | {State.RESTARTING}  # as lists and filters see it
 PRUNE_FILTERS = ("label", "label!", "until")
 WAIT_CONDITIONS = ("", "not-running", "next-exit", "removed")
-_STATES = "created, running, paused, restarting, removing, exited, dead"
-_HEALTH = ("none", "starting", "healthy", "unhealthy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,9 +279,9 @@ class Containers:
         self, filters: Filters, *, all: bool = False, limit: int = 0, size: bool = False
     ) -> list[ContainerSummary]:
         """Containers as ``docker ps`` shows them, newest first."""
-        filtering.check(filters, LIST_FILTERS)
+        found = selection.select(self, filters, get=self.get, images=self._images, networks=self._networks)
         everything = all or limit > 0 or any(filters.get(key) for key in ("status", "exited", "since", "before"))
-        selected = [c for c in self._select(filters) if everything or c.record.state in RUNNING]
+        selected = [container for container in found if everything or container.record.state in selection.RUNNING]
         selected.sort(key=lambda container: container.record.created_ns, reverse=True)
         if limit > 0:
             selected = selected[:limit]
@@ -316,93 +306,6 @@ class Containers:
             except EngineError:
                 known[record.image] = ""
         return record.image if known[record.image] == record.image_id else record.image_id
-
-    def _select(self, filters: Filters) -> list[Container]:
-        before = max((self.get(text).record.created_ns for text in filters.get("before", ())), default=None)
-        since = max((self.get(text).record.created_ns for text in filters.get("since", ())), default=None)
-        statuses = filters.get("status", ())
-        for status in statuses:
-            if status not in State.__members__.values():
-                raise InvalidParameter(
-                    f"invalid filter 'status={status}': invalid value for state ({status}): must be one of {_STATES}"
-                )
-        exited: set[int] = set()
-        for code in filters.get("exited", ()):
-            if not re.fullmatch(r"[+-]?[0-9]{1,18}", code):
-                raise InvalidParameter(
-                    f"invalid filter 'exited={code}': strconv.Atoi: parsing \"{code}\": invalid syntax"
-                )
-            exited.add(int(code))
-        for text in filters.get("health", ()):
-            if text not in _HEALTH:
-                raise InvalidParameter(
-                    f"invalid filter 'health={text}': invalid value for health ({text}): "
-                    f"must be one of {', '.join(_HEALTH)}"
-                )
-        if filtering.boolean(filters, "is-task"):
-            return []  # which only swarm makes
-        published, exposed = (inspection.read_ports(filters, key) for key in ("publish", "expose"))
-        ancestors = self._ancestor_ids(filters.get("ancestor", ()))
-        chosen: list[Container] = []
-        for container in self._containers.values():
-            record = container.record
-            labels = record.config.labels
-            if filters.get("id") and not any(record.id.startswith(text) for text in filters["id"]):
-                continue
-            if filters.get("name") and not (
-                filtering.matches_any(filters["name"], record.name)
-                or filtering.matches_any(filters["name"], "/" + record.name)
-            ):
-                continue
-            if not filtering.matches_labels(filters.get("label", ()), labels):
-                continue
-            if statuses and record.state not in statuses:
-                continue
-            if exited and (record.exit_code not in exited or record.state in RUNNING or not record.finished_ns):
-                continue
-            if before is not None and record.created_ns >= before:
-                continue
-            if since is not None and record.created_ns <= since:
-                continue
-            if filters.get("ancestor") and record.image_id not in ancestors:
-                continue
-            if not health.matches(filters.get("health", ()), record.health):
-                continue
-            if filters.get("network") and not self._networks.joins(record, filters["network"]):
-                continue
-            if filters.get("volume") and not any(
-                text in (point.name, point.target, point.source)
-                for text in filters["volume"]
-                for point in record.mounts
-            ):
-                continue
-            if not inspection.matches_ports(record, published, exposed):
-                continue
-            chosen.append(container)
-        return chosen
-
-    def _ancestor_ids(self, references: Sequence[str]) -> set[str]:
-        ids: set[str] = set()
-        for reference in references:
-            try:
-                root = self._images.get(reference)
-            except EngineError:
-                continue
-            ids |= {
-                image.id
-                for image in self._images
-                if image.layers[: len(root.layers)] == root.layers
-                and (image.id == root.id or self._descends(image.id, root.id))
-            }
-        return ids
-
-    def _descends(self, image_id: str, ancestor_id: str) -> bool:
-        while image_id:
-            if image_id == ancestor_id:
-                return True
-            image = self._images.find(image_id)
-            image_id = image.record.parent if image else ""
-        return False
 
     async def _sizes(self, record: ContainerRecord) -> tuple[int, int]:
         """(bytes written by the container, bytes of the whole root)."""
@@ -461,7 +364,7 @@ class Containers:
             record = container.record
             if record.id not in self._containers:
                 return True
-            if record.state in RUNNING:
+            if record.state in selection.RUNNING:
                 return False
             container.record = msgspec.structs.replace(record, state=advance(record.state, Event.REMOVE))
             await self._store.commit(Delete("containers", record.id))

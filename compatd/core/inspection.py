@@ -1,7 +1,6 @@
 """Container records as the API shows them. Pure: what is not in the record is passed in."""
 
-import re
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -10,11 +9,9 @@ import msgspec
 from compatd.core import health
 from compatd.core.container import ContainerRecord
 from compatd.core.container import MountPoint as StoredMount
-from compatd.core.filters import Filters
 from compatd.core.lifecycle import ALIVE, State
 from compatd.core.networks import Networks
 from compatd.core.ports import exposed_ports
-from compatd.errors import SystemFailure
 from compatd.wire.times import format_time
 from compatd.wire.types.containers import (
     ContainerInspect,
@@ -249,37 +246,6 @@ def ports_of(record: ContainerRecord) -> list[Port]:
             public = int(binding.host_port or 0)
             ports.append(Port(ip=binding.host_ip, private_port=int(number), public_port=public, type=protocol))
     return ports
-
-
-def read_ports(filters: Filters, key: str) -> set[str]:
-    """The values of the ``publish`` and ``expose`` filters, ``80``, ``80/udp`` or a range, as single ports.
-
-    ``SystemFailure`` in the words of moby daemon/list.go and go-connections (nat.ParsePortRange).
-    """
-    ports: set[str] = set()
-    for text in filters.get(key, ()):
-        numbers, _, protocol = text.partition("/")
-        first, dash, last = numbers.partition("-")
-        bad = "" if numbers else "Empty string specified for ports."
-        for number in (first, last) if dash else (first,):
-            if not bad and not re.fullmatch("[0-9]+", number):
-                bad = f'strconv.ParseUint: parsing "{number}": invalid syntax'
-            elif not bad and (len(number.lstrip("0")) > 5 or int(number) > 65535):
-                bad = f'strconv.ParseUint: parsing "{number}": value out of range'
-        if not bad and dash and int(last) < int(first):
-            bad = f"Invalid range specified for the Port: {numbers}"
-        if bad:
-            raise SystemFailure(f"error while looking up for {key} {text}: {bad}")
-        ports.update(f"{number}/{protocol or 'tcp'}" for number in range(int(first), int(last or first) + 1))
-    return ports
-
-
-def matches_ports(record: ContainerRecord, published: Set[str], exposed: Set[str]) -> bool:
-    """Whether a running container has any of the ports, where any are wanted (moby daemon/list.go)."""
-    return not (published or exposed) or any(
-        f"{port.public_port or 0}/{port.type}" in published or f"{port.private_port}/{port.type}" in exposed
-        for port in ports_of(record)
-    )
 
 
 def status_text(record: ContainerRecord, now_ns: int | None = None) -> str:
