@@ -83,6 +83,8 @@ class Updates:
         wanted = HostConfig(**{field: getattr(request, field) for field in fields})
         creation.check_restart_policy(wanted.restart_policy)
         adapted, warnings = cgroups.check(resources(wanted), self._host, update=True)
+        if 0 < wanted.kernel_memory < cgroups.MIN_MEMORY_BYTES:
+            raise InvalidParameter("Minimum kernel memory limit allowed is 6MB")
         if wanted.cpu_percent > 0:
             warnings.append("linux does not support CPU percent. Percent discarded.")
         if wanted.io_maximum_iops or wanted.io_maximum_bandwidth:

@@ -4,6 +4,7 @@ Values that would break out of their line are refused here, whoever sent them.
 """
 
 import ipaddress
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -201,7 +202,9 @@ def parse_extra_host(text: str) -> tuple[str, str]:
 def resolve_extra_hosts(texts: Iterable[str], gateways: Sequence[str]) -> list[tuple[str, str]]:
     """The pairs for ``hosts``, ``host-gateway`` standing for the ``gateways`` (the default bridge's addresses)."""
     pairs: list[tuple[str, str]] = []
-    for name, address in map(parse_extra_host, texts):
+    for text in texts:
+        _check_blanks(text.partition(":")[2])
+        name, address = parse_extra_host(text)
         if address != HOST_GATEWAY:
             pairs.append((name, address))
         elif gateways:
@@ -210,6 +213,16 @@ def resolve_extra_hosts(texts: Iterable[str], gateways: Sequence[str]) -> list[t
             # moby daemon/container_operations.go, buildSandboxOptions
             raise InvalidParameter("unable to derive the IP value for host-gateway")
     return pairs
+
+
+def _check_blanks(address: str) -> None:
+    """Blanks around an address pass at the creation and are told by the parser that writes it (Go's netip)."""
+    blank = next((at for at, character in enumerate(address) if character in " \t\r\n"), -1)
+    if blank >= 0:
+        whole, rest = json.dumps(address), json.dumps(address[blank:])
+        raise InvalidParameter(
+            f"could not parse extra host IP {address}: ParseAddr({whole}): unexpected character (at {rest})"
+        )
 
 
 def _read(path: Path) -> str:

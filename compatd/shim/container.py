@@ -107,6 +107,8 @@ def become_init(document: bytes, fds: list[int], ends: Ends, report: Report) -> 
         report.done("cgroup")
         plan = rootfs.Plan(root, sources)
         plan.carry_out(launch["mounts"])
+        if not any(op["kind"] == "bind" and op["target"] == "/dev" for op in launch["mounts"]):
+            plan.check_null()
         if launch["namespaces"]["uts"]["mode"] == "new":
             syscalls.sethostname(launch["hostname"].encode())
             if launch["domainname"]:

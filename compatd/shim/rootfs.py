@@ -173,6 +173,20 @@ class Plan:
                     raise
                 raise _mount_failure(op, str(error)) from error
 
+    def check_null(self) -> None:
+        """``Failed`` unless programs can be given the container's own /dev/null (runc, reOpenDevNull).
+
+        That it is one is looked at first: opening something else would do something.
+        """
+        null = self._root.open("/dev/null", os.O_PATH)
+        try:
+            _check_null(null)
+            os.close(os.open(_FD % null, os.O_RDWR | os.O_CLOEXEC))
+        except OSError as error:
+            raise Failed(f"error reopening /dev/null inside container: open /dev/null: {words(error)}") from error
+        finally:
+            os.close(null)
+
     def finish(self) -> None:
         """Make those read-only at last in which other mounts had to find their places."""
         while self._late:
@@ -232,14 +246,20 @@ class Plan:
             f' "{where}" cannot be mounted because {reason}'
         )
 
-    def _check_ordinary(self, op: MountOp) -> None:
-        """No link leads to /proc and /sys: whatever is there would be taken for the kernel's."""
+    def _clear_place(self, path: str) -> None:
+        """No link leads to /proc and /sys: whatever is there would be taken for the kernel's. What an image has in
+        their place gives way to a directory (moby daemon/initlayer)."""
         try:
-            mode = self._root.lstat(op["target"]).st_mode
+            mode = self._root.lstat(path).st_mode
         except FileNotFoundError:
             return
         if not stat.S_ISDIR(mode):
-            raise Failed(f'filesystem "{op.get("fstype")}" must be mounted on ordinary directory')
+            parent, name = self._root.open_parent(path)
+            try:
+                os.unlink(name, dir_fd=parent)
+                os.mkdir(name, 0o755, dir_fd=parent)
+            finally:
+                os.close(parent)
 
     def _make(self, path: str, *, directory: bool) -> bool:
         """Make it where only the last name is missing."""
@@ -272,7 +292,7 @@ class Plan:
     def _mount(self, op: MountOp, _: int) -> None:
         fstype, data = op.get("fstype", ""), op.get("data", "")
         if fstype in ("proc", "sysfs"):
-            self._check_ordinary(op)
+            self._clear_place(op["target"])
         # runc: a tmpfs takes over the mode of what it covers.
         takes_mode = fstype == "tmpfs" and "mode=" not in data and self._root.exists(op["target"])
         target = self.target(op["target"], directory=True)
@@ -382,12 +402,7 @@ class Plan:
         except OSError as error:
             raise Failed(f"can't mask paths: open /dev/null: {words(error)}") from error
         try:
-            found = os.fstat(null)
-            if not stat.S_ISCHR(found.st_mode) or found.st_rdev != DEV_NULL:
-                raise Failed(
-                    "error reopening /dev/null inside container: can't reopen /dev/null: "
-                    "container's /dev/null is invalid"
-                )
+            _check_null(null)
             return _clone(null, "", recursive=False)
         finally:
             os.close(null)
@@ -415,6 +430,14 @@ class Plan:
         except FileNotFoundError:
             self._root.makedirs(os.path.dirname(path.rstrip("/")))
             return self._root.open_parent(path)
+
+
+def _check_null(fd: int) -> None:
+    found = os.fstat(fd)
+    if not stat.S_ISCHR(found.st_mode) or found.st_rdev != DEV_NULL:
+        raise Failed(
+            "error reopening /dev/null inside container: can't reopen /dev/null: container's /dev/null is invalid"
+        )
 
 
 def make_readonly(root: Rootdir) -> None:

@@ -32,6 +32,10 @@ Uint64 = Annotated[int, msgspec.Meta(ge=0)]
 # Go's strslice.StrSlice: on input a single string stands for a list of one.
 StrSlice = Annotated[list[str] | None, msgspec.Meta(extra={"strslice": True})]
 
+# A type that has a name of its own in Go's messages.
+GoUint = Annotated[int, msgspec.Meta(ge=0, extra={"go": "uint"})]
+FileMode = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1, extra={"go": "fs.FileMode"})]
+
 # Go's map[string]struct{}: a set whose members are keys and whose values are empty objects.
 Set = dict[str, dict[str, Any]]
 
@@ -145,9 +149,23 @@ _GO_NAMES = {
     "ExecCreateRequest": "container.ExecOptions",
     "ExecStartRequest": "container.ExecStartOptions",
     "PortBinding": "nat.PortBinding",
+    "Ulimit": "units.Ulimit",
+    "WeightDevice": "blkiodev.WeightDevice",
+    "ThrottleDevice": "blkiodev.ThrottleDevice",
+    "Mount": "mount.Mount",
+    "VolumeDriver": "mount.Driver",
+    "HealthConfig": "v1.HealthcheckConfig",
 }
+# Of these, lists and maps hold pointers.
+_POINTED = ("units.Ulimit", "blkiodev.WeightDevice", "blkiodev.ThrottleDevice", "network.EndpointSettings")
 # Go tells whose a field is, unless that is an embedded structure.
 _ROOTS = {"ExecCreateRequest": "ExecOptions", "ExecStartRequest": "ExecStartOptions"}
+
+
+class _Item(str):
+    """The path of a list's item: what is wrong with it is told without a word on fields."""
+
+    __slots__ = ()
 
 
 class _Plan:
@@ -163,9 +181,9 @@ class _Plan:
 
     def refuse(self, value: object, path: str) -> DecodeError:
         kind = _KINDS[type(value)]
-        if kind == "number" and self.go_type.startswith(("int", "uint")):
+        if kind == "number" and isinstance(self, _Int):
             kind = f"number {value}"
-        where = f"Go struct field {path}" if path else "Go value"
+        where = path if isinstance(path, _Item) else f"Go struct field {path}" if path else "Go value"
         return DecodeError(f"json: cannot unmarshal {kind} into {where} of type {self.go_type}")
 
 
@@ -211,7 +229,7 @@ class _Int(_Plan):
 class _List(_Plan):
     def __init__(self, item: _Plan, *, strslice: bool = False) -> None:
         self.item = item
-        self.go_type = f"[]{item.go_type}"
+        self.go_type = f"[]{_held(item)}"
         self.strslice = strslice
 
     def convert(self, value: object, path: str) -> object:
@@ -220,7 +238,7 @@ class _List(_Plan):
         if type(value) is not list:
             raise self.refuse(value, path)
         return [
-            self.item.zero() if item is None else self.item.convert(item, f"{path}.{index}")
+            self.item.zero() if item is None else self.item.convert(item, _Item(f"{path}.{index}"))
             for index, item in enumerate(cast(list[object], value))
         ]
 
@@ -241,14 +259,18 @@ class _Pair(_Plan):
     def convert(self, value: object, path: str) -> object:
         if type(value) is not list:
             raise self.refuse(value, path)
-        items = [self.item.convert(item, path) for item in cast(list[object], value)[:2] if item is not None]
+        items = [
+            self.item.convert(item, _Item(f"{path}.{index}"))
+            for index, item in enumerate(cast(list[object], value)[:2])
+            if item is not None
+        ]
         return (*items, self.item.zero(), self.item.zero())[:2]
 
 
 class _Map(_Plan):
     def __init__(self, item: _Plan) -> None:
         self.item = item
-        self.go_type = f"map[string]{item.go_type}"
+        self.go_type = f"map[string]{_held(item)}"
 
     def convert(self, value: object, path: str) -> object:
         if type(value) is not dict:
@@ -259,6 +281,10 @@ class _Map(_Plan):
             where = f"{path}.{name.replace('~', '~0').replace('/', '~1')}"
             converted[name] = self.item.zero() if item is None else self.item.convert(item, where)
         return converted
+
+
+def _held(item: _Plan) -> str:
+    return f"*{item.go_type}" if item.go_type in _POINTED else item.go_type
 
 
 class _Empty(_Plan):
@@ -305,12 +331,20 @@ def _plan(type_: Any) -> _Plan:
 
 
 def _plan_of(info: types.Type) -> _Plan:
-    strslice = False
-    if isinstance(info, types.Metadata):
-        strslice = "strslice" in (cast(Any, info).extra or {})
-        info = info.type
-    if isinstance(info, types.UnionType):
-        (info,) = (member for member in info.types if not isinstance(member, types.NoneType))
+    extra: dict[str, str] = {}
+    while isinstance(info, types.Metadata | types.UnionType):
+        if isinstance(info, types.Metadata):
+            extra |= cast(Any, info).extra or {}
+            info = info.type
+        else:
+            (info,) = (member for member in info.types if not isinstance(member, types.NoneType))
+    plan = _plain_plan(info, strslice="strslice" in extra)
+    if "go" in extra:
+        plan.go_type = extra["go"]
+    return plan
+
+
+def _plain_plan(info: types.Type, *, strslice: bool) -> _Plan:
     match info:
         case types.StructType():
             return _struct(info)

@@ -171,11 +171,12 @@ def downgrade(operation: str, version: Version, value: object) -> object:
 
 @dataclass(frozen=True, slots=True)
 class Upgrade:
-    """What clients below ``below`` sent to ``operation`` means what ``edit`` makes of it."""
+    """What clients from ``since`` on and below ``below`` send to ``operation`` means what ``edit`` makes of it."""
 
     operation: str
     below: Version
     edit: Callable[[Any], Any]
+    since: Version = (0, 0)
 
 
 def _host(**changes: object) -> Callable[[ContainerCreateRequest], ContainerCreateRequest]:
@@ -262,7 +263,7 @@ UPGRADES: tuple[Upgrade, ...] = (
     Upgrade("ContainerCreate", (1, 43), _host(annotations={})),
     Upgrade("ContainerCreate", (1, 44), _no_start_interval),
     Upgrade("ContainerExec", (1, 42), _no_console_size),
-    Upgrade("ContainerUpdate", ALL, _no_kernel_memory),
+    Upgrade("ContainerUpdate", ALL, _no_kernel_memory, since=(1, 42)),
     Upgrade("ContainerUpdate", (1, 40), _no_pids_limit),
 )
 
@@ -333,6 +334,6 @@ def refusal(operation: str, version: Version, request: object) -> str | None:
 def upgrade(operation: str, version: Version, request: T) -> T:
     """``request`` as a client of the newest version would have sent it."""
     for change in UPGRADES:
-        if change.operation == operation and version < change.below:
+        if change.operation == operation and change.since <= version < change.below:
             request = cast(T, change.edit(request))
     return request

@@ -159,6 +159,12 @@ def test_a_false_null_device(cli: Cli, busybox: str) -> None:
     refused = cli.call("run", "--rm", "-v", "/etc/passwd:/dev/null", busybox, "true")
     assert refused.code == 125
     assert "can't reopen /dev/null: container's /dev/null is invalid" in refused.err
+    refused = cli.call("run", "--rm", "--privileged", "-v", "/etc/passwd:/dev/null", busybox, "true")
+    assert refused.code == 125
+    assert "can't reopen /dev/null: container's /dev/null is invalid" in refused.err
+    refused = cli.call("run", "--rm", "--tmpfs", "/dev", busybox, "true")
+    assert refused.code == 126
+    assert "error reopening /dev/null inside container: open /dev/null: permission denied" in refused.err
     refused = cli.call("run", "--rm", "-v", "empty:/dev", busybox, "true")
     assert refused.code == 127
     assert "can't mask paths: open /dev/null: no such file or directory" in refused.err

@@ -380,25 +380,25 @@ def test_a_target_reached_through_links(cli: Cli, run: Callable[..., str]) -> No
     cli("rmi", "linked")
 
 
-@pytest.mark.own("Docker's layer of mount points lies above the image and covers such links")
 @pytest.mark.parametrize("place", ["proc", "sys"])
-def test_an_image_whose_proc_is_a_link(cli: Cli, place: str, tmp_path: Path) -> None:
-    """What is mounted there would be taken for the kernel's."""
+def test_an_image_whose_proc_is_a_link(api: Api, cli: Cli, busybox: str, place: str, tmp_path: Path) -> None:
+    """A directory covers it: what is mounted through it would be taken for the kernel's."""
     archive = tmp_path / "link.tar"
-    with tarfile.open(archive, "w") as tar:
-        for name in ("bin", "tmp"):
-            entry = tarfile.TarInfo(name)
-            entry.type = tarfile.DIRTYPE
-            tar.addfile(entry)
+    shell = cli("create", busybox).strip()
+    cli("export", "-o", str(archive), shell)
+    with tarfile.open(archive) as old, tarfile.open(tmp_path / "new.tar", "w") as tar:
+        for entry in old:
+            if entry.name.strip("/").split("/")[0] != place:
+                tar.addfile(entry, old.extractfile(entry) if entry.isreg() else None)
         link = tarfile.TarInfo(place)
         link.type, link.linkname = tarfile.SYMTYPE, "tmp"
         tar.addfile(link)
-    cli("import", str(archive), "hostile")
+    cli("import", str(tmp_path / "new.tar"), "hostile")
     try:
-        refused = cli.call("run", "--rm", "hostile", "/bin/true")
-        kind = {"proc": "proc", "sys": "sysfs"}[place]
-        assert f'filesystem "{kind}" must be mounted on ordinary directory' in refused.err
+        look = f"ls -d /tmp/* 2>/dev/null; test -L /{place} || stat -f -c %T /{place}"
+        assert cli("run", "--rm", "hostile", "sh", "-c", look) == {"proc": "proc\n", "sys": "sysfs\n"}[place]
     finally:
+        cli("rm", shell)
         cli("rmi", "hostile")
 
 

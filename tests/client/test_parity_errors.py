@@ -1,5 +1,6 @@
 """What Docker answers to requests that are wrong, or odd: status and text, request by request."""
 
+import json
 from typing import Any
 
 import pytest
@@ -218,6 +219,15 @@ def test_what_is_found_out_at_the_start(api: Api, busybox: str, options: dict[st
         500,
         f"failed to create task for container: failed to initialize logging driver: {text}",
     )
+
+
+@pytest.mark.parametrize(("address", "at"), [(" 1.2.3.4", " 1.2.3.4"), ("1.2.3.4 ", " "), ("\t1.2.3.4", "\\t1.2.3.4")])
+def test_blanks_around_an_address(api: Api, busybox: str, address: str, at: str) -> None:
+    made = api.post("/containers/create", {"Image": busybox, "HostConfig": {"ExtraHosts": [f"a:{address}"]}}).ok()
+    reply = api.post(f"/containers/{made['Id']}/start")
+    shown = json.dumps(address)
+    text = f'could not parse extra host IP {address}: ParseAddr({shown}): unexpected character (at "{at}")'
+    assert (reply.status, reply.json()["message"]) == (400, text)
 
 
 def test_a_tmpfs_with_unknown_options(api: Api, busybox: str) -> None:

@@ -93,6 +93,17 @@ def test_a_version_before_pids_limits(api: Api, cli: Cli, busybox: str) -> None:
 
 
 @pytest.mark.parity
+def test_kernel_memory_of_old_versions(api: Api, cli: Cli, busybox: str) -> None:
+    cli("create", "--name", "old", busybox)
+    old = Api(api.path, "v1.41")
+    reply = old.post("/containers/old/update", {"KernelMemory": 1})
+    assert (reply.status, reply.json()["message"]) == (400, "Minimum kernel memory limit allowed is 6MB")
+    old.post("/containers/old/update", {"KernelMemory": 64 * MB}).ok()
+    api.post("/containers/old/update", {"KernelMemory": 32 * MB}).ok()
+    assert host_config(api, "old")["KernelMemory"] == 64 * MB
+
+
+@pytest.mark.parity
 @pytest.mark.parametrize(
     ("body", "status", "text"),
     [

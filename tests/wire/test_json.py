@@ -73,6 +73,16 @@ def test_syntax(body: str, message: str) -> None:
             '{"HostConfig":{"PortBindings":{"80/tcp":{}}}}',
             "object into Go struct field .HostConfig.PortBindings.80~1tcp of type []nat.PortBinding",
         ),
+        ('{"Env":[1]}', "number into .Env.0 of type string"),
+        ('{"ExposedPorts":[]}', "array into Go struct field .ExposedPorts of type nat.PortSet"),
+        (
+            '{"HostConfig":{"PortBindings":1}}',
+            "number into Go struct field .HostConfig.PortBindings of type nat.PortMap",
+        ),
+        ('{"HostConfig":{"Ulimits":"x"}}', "string into Go struct field .HostConfig.Ulimits of type []*units.Ulimit"),
+        ('{"HostConfig":{"Ulimits":[1]}}', "number into .HostConfig.Ulimits.0 of type units.Ulimit"),
+        ('{"HostConfig":{"ConsoleSize":[0,-1]}}', "number -1 into .HostConfig.ConsoleSize.1 of type uint"),
+        ('{"HostConfig":{"ConsoleSize":"x"}}', "string into Go struct field .HostConfig.ConsoleSize of type [2]uint"),
         (
             '{"HostConfig":{"Mounts":[{"Target":3}]}}',
             "number into Go struct field .HostConfig.Mounts.0.Target of type string",

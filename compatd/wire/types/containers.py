@@ -1,6 +1,10 @@
 """Containers: what is asked for, what is there, and what happened to it."""
 
-from compatd.wire.json import Set, StrSlice, Uint8, Uint16, Uint32, Uint64, Wire, always, omitempty
+from typing import Annotated
+
+import msgspec
+
+from compatd.wire.json import FileMode, GoUint, Set, StrSlice, Uint8, Uint16, Uint64, Wire, always, omitempty
 from compatd.wire.types.images import Descriptor, GraphDriver, HealthConfig
 from compatd.wire.types.networks import EndpointSettings, NetworkingConfig
 
@@ -14,7 +18,7 @@ class ContainerConfig(Wire, frozen=True, kw_only=True):
     attach_stdin: bool = always(False)
     attach_stdout: bool = always(False)
     attach_stderr: bool = always(False)
-    exposed_ports: Set = omitempty({})
+    exposed_ports: Annotated[Set, msgspec.Meta(extra={"go": "nat.PortSet"})] = omitempty({})
     tty: bool = always(False)
     open_stdin: bool = always(False)
     stdin_once: bool = always(False)
@@ -50,7 +54,7 @@ class PortBinding(Wire, frozen=True, kw_only=True):
 
 
 # Keys are "80/tcp"; a port that is exposed and not published has null.
-PortMap = dict[str, list[PortBinding] | None]
+PortMap = Annotated[dict[str, list[PortBinding] | None], msgspec.Meta(extra={"go": "nat.PortMap"})]
 
 
 class RestartPolicy(Wire, frozen=True, kw_only=True):
@@ -172,7 +176,7 @@ class TmpfsOptions(Wire, frozen=True, kw_only=True):
     """How a tmpfs is made; ``mode`` as a number, 0 is the default."""
 
     size_bytes: int = 0
-    mode: Uint32 = 0
+    mode: FileMode = 0
     options: list[list[str]] = omitempty([])
 
 
@@ -204,7 +208,7 @@ class HostConfig(Resources, frozen=True, kw_only=True):
     auto_remove: bool = always(False)
     volume_driver: str = always("")
     volumes_from: list[str] | None = always(None)
-    console_size: tuple[Uint64, Uint64] = always((0, 0))  # (height, width)
+    console_size: tuple[GoUint, GoUint] = always((0, 0))  # (height, width)
     annotations: dict[str, str] = omitempty({})
     cap_add: StrSlice = always(None)
     cap_drop: StrSlice = always(None)
