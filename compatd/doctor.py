@@ -11,8 +11,7 @@ import platform
 import shutil
 import socket
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from ipaddress import IPv4Interface
@@ -21,6 +20,7 @@ from typing import Literal
 
 from compatd.images import indexes
 from compatd.linux import syscalls
+from compatd.linux.threads import on_thread
 from compatd.network import bridge, nat, netns
 from compatd.runtime.host import Host, probe_host
 
@@ -146,7 +146,7 @@ def _namespaces() -> Finding:
     refused: list[str] = []
     for name, flag in _NAMESPACES.items():
         try:
-            _aside(partial(syscalls.unshare, flag))
+            on_thread(partial(syscalls.unshare, flag), name="doctor")
         except OSError as error:
             refused.append(f"{name} ({error.strerror})")
     if not refused:
@@ -373,20 +373,3 @@ def _client() -> Finding:
 def _existing(path: Path) -> Path:
     """The nearest folder above ``path`` that is there."""
     return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
-
-
-def _aside(function: Callable[[], object]) -> None:
-    """Run ``function`` on a thread of its own, whose namespaces go with it; its error is raised here."""
-    errors: list[OSError] = []
-
-    def body() -> None:
-        try:
-            function()
-        except OSError as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=body, name="doctor")
-    thread.start()
-    thread.join()
-    for error in errors:
-        raise error

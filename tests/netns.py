@@ -9,7 +9,6 @@ import contextlib
 import ipaddress
 import os
 import re
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ from pyroute2.nftables.expressions import ipv4addr, masq
 from pyroute2.nftables.main import NFTables
 
 from compatd.linux import syscalls
+from compatd.linux.threads import on_thread
 from tests import clients
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ class Network:
     """Owns the namespace and what connects it."""
 
     def __init__(self) -> None:
-        self.fd = _in_thread(_new_namespace)
+        self.fd = on_thread(_new_namespace, name="in-namespace")
         self.mtu = 1500
         self.address = "127.0.0.1"
         self._link = ""
@@ -47,7 +47,7 @@ class Network:
             self.enter()
             return function()
 
-        return _in_thread(inside)
+        return on_thread(inside, name="in-namespace")
 
     def enter(self) -> None:
         """Move the calling thread into the namespace, for good."""
@@ -91,24 +91,6 @@ class Network:
             with clients.locked("network"), IPRoute() as host:
                 _remove(host, self._link)
         os.close(self.fd)
-
-
-def _in_thread(function: Callable[[], T]) -> T:
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def body() -> None:
-        try:
-            results.append(function())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=body, name="in-namespace")
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]
 
 
 def _new_namespace() -> int:

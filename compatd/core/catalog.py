@@ -74,9 +74,7 @@ class Catalog:
                 continue
             if until is not None and image.created_ns > until:
                 continue
-            if not filtering.matches_labels(filters.get("label", ()), image.labels):
-                continue
-            if filtering.excludes_labels(filters.get("label!", ()), image.labels):
+            if not filtering.passes_labels(filters, image.labels):
                 continue
             await self._images.size_bytes(image)
             sizes = {layer: self._images.layer_size_bytes(layer) for layer in image.layers}

@@ -416,9 +416,7 @@ class Containers:
                 continue
             if until is not None and record.created_ns > until:
                 continue
-            if not filtering.matches_labels(filters.get("label", ()), record.config.labels):
-                continue
-            if filtering.excludes_labels(filters.get("label!", ()), record.config.labels):
+            if not filtering.passes_labels(filters, record.config.labels):
                 continue
             own, _ = await self._sizes(record)
             if await self._remove(container, volumes=False):

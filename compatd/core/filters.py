@@ -28,9 +28,11 @@ def matches_labels(wanted: Sequence[str], labels: Mapping[str, str] | None) -> b
     return True
 
 
-def excludes_labels(unwanted: Sequence[str], labels: Mapping[str, str] | None) -> bool:
-    """Whether ``labels`` has any entry of a ``label!`` filter."""
-    return any(matches_labels([entry], labels) for entry in unwanted)
+def passes_labels(filters: Filters, labels: Mapping[str, str] | None) -> bool:
+    """Whether ``labels`` has every entry of the ``label`` filter, and none of ``label!``'s."""
+    return matches_labels(filters.get("label", ()), labels) and not any(
+        matches_labels([entry], labels) for entry in filters.get("label!", ())
+    )
 
 
 def matches_any(wanted: Sequence[str], value: str) -> bool:

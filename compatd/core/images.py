@@ -202,9 +202,7 @@ class Images:
                 continue
             if until is not None and image.created_ns > until:
                 continue
-            if not filtering.matches_labels(filters.get("label", ()), image.labels):
-                continue
-            if filtering.excludes_labels(filters.get("label!", ()), image.labels):
+            if not filtering.passes_labels(filters, image.labels):
                 continue
             if (patterns := filters.get("reference")) and not any(
                 reference_matches(pattern, name) for pattern in patterns for half in names[image.id] for name in half

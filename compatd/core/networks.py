@@ -308,9 +308,7 @@ class Networks:
             for record in list(self._networks.values()):
                 if record.predefined or (until is not None and record.created_ns > until):
                     continue
-                if not filtering.matches_labels(filters.get("label", ()), record.labels):
-                    continue
-                if filtering.excludes_labels(filters.get("label!", ()), record.labels) or self._members(record):
+                if not filtering.passes_labels(filters, record.labels) or self._members(record):
                     continue
                 try:
                     await self._remove(record)
@@ -611,8 +609,7 @@ class Networks:
             and (not filters.get("driver") or record.driver in filters["driver"])
             and (not filters.get("scope") or record.scope in filters["scope"])
             and (not kinds or ("builtin" if record.predefined else "custom") in kinds)
-            and filtering.matches_labels(filters.get("label", ()), record.labels)
-            and not filtering.excludes_labels(filters.get("label!", ()), record.labels)
+            and filtering.passes_labels(filters, record.labels)
             and (dangling is None or dangling is not record.predefined)
         ]
         return [self._describe(record, containers=False) for record in sorted(chosen, key=lambda r: -r.created_ns)]

@@ -74,7 +74,6 @@ def select(
     chosen: list[Container] = []
     for container in containers:
         record = container.record
-        labels = record.config.labels
         if filters.get("id") and not any(record.id.startswith(text) for text in filters["id"]):
             continue
         if filters.get("name") and not (
@@ -82,7 +81,7 @@ def select(
             or filtering.matches_any(filters["name"], "/" + record.name)
         ):
             continue
-        if not filtering.matches_labels(filters.get("label", ()), labels):
+        if not filtering.passes_labels(filters, record.config.labels):
             continue
         if statuses and record.state not in statuses:
             continue

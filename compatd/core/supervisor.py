@@ -262,18 +262,8 @@ class Supervisor:
         record = container.record
         policy = RestartPolicy.of(record)
         again = not self.stopping and policy.wants_restart(exit["code"])
-        ended = msgspec.structs.replace(
-            record,
-            state=advance(record.state, Event.WILL_RESTART if again else Event.EXIT),
-            pid=0,
-            exit_code=exit["code"],
-            error=exit.get("error", ""),
-            oom_killed=exit["oom_killed"] or record.oom_killed,
-            finished_ns=exit["exited_ns"],
-            endpoints={},
-            health=health.suspend(record.health),
-            restart_count=record.restart_count + again,
-        )
+        state = advance(record.state, Event.WILL_RESTART if again else Event.EXIT)
+        ended = msgspec.structs.replace(_ended(record, exit, state), restart_count=record.restart_count + again)
         await self._networks.unpublish(record)
         await self.commit(container, ended)
         container.shim = None
@@ -296,18 +286,7 @@ class Supervisor:
     async def record_lost(self, container: Container, exit: Exit) -> None:
         """Commit the end of a run that happened while no engine was there. The caller holds the container's lock."""
         record = container.record
-        ended = msgspec.structs.replace(
-            record,
-            state=State.EXITED,
-            pid=0,
-            exit_code=exit["code"],
-            error=exit.get("error", ""),
-            oom_killed=exit["oom_killed"] or record.oom_killed,
-            finished_ns=exit["exited_ns"],
-            endpoints={},
-            health=health.suspend(record.health),
-        )
-        await self.commit(container, ended)
+        await self.commit(container, _ended(record, exit, State.EXITED))
         self._preparation.discard(record)
 
     def notify_ended(self, container: Container) -> None:
@@ -543,6 +522,21 @@ class Supervisor:
             answer_wait(socket, container.record.exit_code)
         else:
             container.waits.append(PendingWait(condition, socket))
+
+
+def _ended(record: ContainerRecord, exit: Exit, state: State) -> ContainerRecord:
+    """``record`` after a run that ended as ``exit`` says."""
+    return msgspec.structs.replace(
+        record,
+        state=state,
+        pid=0,
+        exit_code=exit["code"],
+        error=exit.get("error", ""),
+        oom_killed=exit["oom_killed"] or record.oom_killed,
+        finished_ns=exit["exited_ns"],
+        endpoints={},
+        health=health.suspend(record.health),
+    )
 
 
 async def _to_the_end(work: Coroutine[Any, Any, None], *, name: str) -> None:

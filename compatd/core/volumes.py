@@ -143,9 +143,7 @@ class Volumes:
             # What has options is elsewhere: nothing comes free by removing it.
             if self.in_use(record.name) or record.options or not (everything or record.anonymous):
                 continue
-            if not filtering.matches_labels(filters.get("label", ()), record.labels):
-                continue
-            if filtering.excludes_labels(filters.get("label!", ()), record.labels):
+            if not filtering.passes_labels(filters, record.labels):
                 continue
             reclaimed += await self._workers.run(self._local.size_bytes, record.name)
             await self.remove(record.name, force=True)
@@ -180,7 +178,7 @@ class Volumes:
             for record in self._volumes.values()
             if (dangling is None or dangling is not bool(self.in_use(record.name)))
             and filtering.matches_any(filters.get("name", ()), record.name)
-            and filtering.matches_labels(filters.get("label", ()), record.labels)
+            and filtering.passes_labels(filters, record.labels)
             and (not filters.get("driver") or "local" in filters["driver"])
         ]
         return VolumeList(volumes=[self._describe(record) for record in sorted(chosen, key=lambda r: r.name)])

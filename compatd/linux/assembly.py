@@ -11,7 +11,6 @@ Entering a mount namespace changes the calling thread for good, so each step run
 import errno
 import os
 import stat
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Self, TypeVar
 
 from compatd.linux import syscalls
 from compatd.linux.rootdir import Rootdir
+from compatd.linux.threads import on_thread
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ class Assembly:
     """
 
     def __init__(self, root_fd: int, binds: Sequence[Bind] = (), *, readonly: bool = False) -> None:
-        self._namespace, fd = on_thread(lambda: _assemble(root_fd, binds, readonly))
+        self._namespace, fd = on_thread(lambda: _assemble(root_fd, binds, readonly), name="assembly")
         self.root = Rootdir(fd)
 
     def run(self, work: Callable[[], T]) -> T:
@@ -70,7 +70,7 @@ class Assembly:
                 os.close(top)
             return work()
 
-        return on_thread(enter)
+        return on_thread(enter, name="assembly")
 
     def close(self) -> None:
         self.root.close()
@@ -88,7 +88,7 @@ class Assembly:
             syscalls.setns(self._namespace, syscalls.CLONE_NEWNS)  # only there may the mount be cloned
             return syscalls.open_tree(where, "", _TREE | syscalls.AT_EMPTY_PATH | syscalls.AT_RECURSIVE)
 
-        return on_thread(clone)
+        return on_thread(clone, name="assembly")
 
     def __enter__(self) -> Self:
         return self
@@ -118,7 +118,7 @@ def clone_root(pid: int) -> int:
         finally:
             os.close(namespace)
 
-    return on_thread(clone)
+    return on_thread(clone, name="assembly")
 
 
 def mount_detached(source: str, path: str, fstype: str, flags: int, data: str) -> int:
@@ -135,7 +135,7 @@ def mount_detached(source: str, path: str, fstype: str, flags: int, data: str) -
             syscalls.mount("", path, "", flags | syscalls.MS_REMOUNT)  # a bind takes no flags at once (mount(2))
         return clone_tree(path)
 
-    return on_thread(mount)
+    return on_thread(mount, name="assembly")
 
 
 def clone_tree(where: str | int) -> int:
@@ -167,7 +167,7 @@ def clone_within(process: int, path: str) -> int:
         finally:
             os.close(namespace)
 
-    return on_thread(clone)
+    return on_thread(clone, name="assembly")
 
 
 def _is_mount_point(directory: int) -> bool:
@@ -238,22 +238,3 @@ def _make_target(root: Rootdir, bind: Bind) -> None:
     target = root.resolve(bind.target)
     root.makedirs(os.path.dirname(target))
     os.close(root.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
-
-
-def on_thread(work: Callable[[], T]) -> T:
-    """Do ``work`` on a thread of its own, which may change its namespaces for good."""
-    result: list[T] = []
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            result.append(work())
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=run, name="assembly")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return result[0]

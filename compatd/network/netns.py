@@ -6,12 +6,12 @@ nothing. Creating one costs 0.5 ms (0.35 of it in the kernel), hence no pool of 
 """
 
 import os
-import threading
 from collections.abc import Callable
 from typing import TypeVar
 
 from compatd.linux import syscalls
 from compatd.linux.netlink import RouteSocket
+from compatd.linux.threads import on_thread
 
 T = TypeVar("T")
 
@@ -20,7 +20,7 @@ _LOOPBACK_INDEX = 1  # the first interface of every namespace, net/core/net_name
 
 def create() -> int:
     """A new network namespace with its loopback interface up. The caller owns the descriptor."""
-    return _in_thread(_create)
+    return on_thread(_create, name="netns")
 
 
 def run(fd: int, function: Callable[[], T]) -> T:
@@ -34,7 +34,7 @@ def run(fd: int, function: Callable[[], T]) -> T:
         syscalls.setns(fd, syscalls.CLONE_NEWNET)
         return function()
 
-    return _in_thread(enter)
+    return on_thread(enter, name="netns")
 
 
 def _create() -> int:
@@ -42,22 +42,3 @@ def _create() -> int:
     with RouteSocket() as route:
         route.set_up(_LOOPBACK_INDEX)
     return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-
-
-def _in_thread(function: Callable[[], T]) -> T:
-    # A worker thread that had changed its namespace could not be given back to its pool.
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            results.append(function())
-        except BaseException as error:  # handed to the caller below
-            errors.append(error)
-
-    thread = threading.Thread(target=work, name="netns")
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]
