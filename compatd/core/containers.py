@@ -429,7 +429,11 @@ class Containers:
 
     async def start(self, reference: str) -> None:
         """See ``Supervisor.start``."""
-        await self._supervisor.start(self.get(reference))
+        container = self.get(reference)
+        if not container.alive and container.record.host_config.mounts:
+            # As Docker, which looks at them again before it begins: what is wrong then is not the container's end.
+            await self._workers.run(mounts.check_mounts, container.record.host_config)
+        await self._supervisor.start(container)
 
     async def stop(self, reference: str, *, timeout_s: int | None = None, signal: str | None = None) -> None:
         """See ``Supervisor.stop``."""

@@ -73,8 +73,8 @@ def complete_config(
     entrypoint = None if merged.entrypoint == [""] else merged.entrypoint
     if not entrypoint and not merged.cmd:
         raise InvalidParameter("no command specified")
-    for text in (merged.hostname, merged.domainname, merged.user):
-        if "\n" in text or "\0" in text:
+    for text in (merged.hostname, merged.domainname):
+        if "\0" in text:
             raise InvalidParameter(f"invalid value: {text!r}")
     _check_healthcheck(merged.healthcheck)
     name = merged.hostname or hostname or container_id[:12]

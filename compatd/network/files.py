@@ -177,12 +177,13 @@ def _own_names(hostname: str, domainname: str) -> str:
     # moby daemon/container_operations.go, buildSandboxOptions: the full name first, then the first label.
     full = f"{hostname}.{domainname}" if domainname else hostname
     short = full.split(".", 1)[0]
-    return _line(full if short == full or not short else f"{full} {short}", "host name")
+    # As it is, whatever is in it: the file is the container's own.
+    return full if short == full or not short else f"{full} {short}"
 
 
 def hostname(name: str) -> str:
     """A container's hostname file."""
-    return _line(name, "host name") + "\n"
+    return name + "\n"
 
 
 def parse_extra_host(text: str) -> tuple[str, str]:

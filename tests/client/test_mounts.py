@@ -380,6 +380,18 @@ def test_a_target_reached_through_links(cli: Cli, run: Callable[..., str]) -> No
     cli("rmi", "linked")
 
 
+def test_a_source_that_has_gone_is_no_end(api: Api, cli: Cli, busybox: str) -> None:
+    cli("run", "--rm", "-v", "/tmp:/t", busybox, "mkdir", "/t/compatd-test-gone")
+    mount = {"Type": "bind", "Source": "/tmp/compatd-test-gone", "Target": "/x"}
+    api.post("/containers/create", {"Image": busybox, "HostConfig": {"Mounts": [mount]}}, name="gone").ok()
+    cli("run", "--rm", "-v", "/tmp:/t", busybox, "rmdir", "/t/compatd-test-gone")
+    reply = api.post("/containers/gone/start")
+    why = 'invalid mount config for type "bind": bind source path does not exist: /tmp/compatd-test-gone'
+    assert (reply.status, reply.json()["message"]) == (400, why)
+    state = api.get("/containers/gone/json").ok()["State"]
+    assert (state["Status"], state["ExitCode"], state["Error"]) == ("created", 0, "")
+
+
 @pytest.mark.parametrize("place", ["proc", "sys"])
 def test_an_image_whose_proc_is_a_link(api: Api, cli: Cli, busybox: str, place: str, tmp_path: Path) -> None:
     """A directory covers it: what is mounted through it would be taken for the kernel's."""

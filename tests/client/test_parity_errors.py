@@ -1,6 +1,7 @@
 """What Docker answers to requests that are wrong, or odd: status and text, request by request."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -219,6 +220,26 @@ def test_what_is_found_out_at_the_start(api: Api, busybox: str, options: dict[st
         500,
         f"failed to create task for container: failed to initialize logging driver: {text}",
     )
+
+
+def test_line_breaks_in_names(api: Api, busybox: str) -> None:
+    lines = {
+        "Hostname": "a\nb",
+        "Domainname": "c\nd",
+        "Cmd": ["sh", "-c", "hostname; cat /etc/hostname; tail -n 4 /etc/hosts"],
+    }
+    api.post("/containers/create", {"Image": busybox, "Tty": True, **lines}, name="lines").ok()
+    api.post("/containers/lines/start").ok()
+    api.post("/containers/lines/wait").ok()
+    address, printed = (
+        api.get("/containers/lines/json").ok(),
+        api.get("/containers/lines/logs", stdout="1").body.decode(),
+    )
+    assert address["Config"]["Hostname"] == "a\nb"
+    assert re.sub(r"[0-9]+(\.[0-9]+){3}", "IP", printed.replace("\r", "")) == "a\nb\na\nb\nIP\ta\nb.c\nd a\nb\n"
+    made = api.post("/containers/create", {"Image": busybox, "User": "a\nb"}, name="stranger").ok()
+    reply = api.post(f"/containers/{made['Id']}/start")
+    assert told(reply) == (500, "unable to find user a\nb: no matching entries in passwd file")
 
 
 @pytest.mark.parametrize(("address", "at"), [(" 1.2.3.4", " 1.2.3.4"), ("1.2.3.4 ", " "), ("\t1.2.3.4", "\\t1.2.3.4")])

@@ -105,10 +105,7 @@ def test_values_cannot_leave_their_line(value: str) -> None:
         with pytest.raises((InvalidParameter, SystemFailure)):
             files.resolv_conf((PATH, ""), config)
     for build in (
-        lambda: files.hosts(addresses=["172.17.0.2"], hostname=value),
-        lambda: files.hosts(addresses=["172.17.0.2"], hostname="a", domainname=value),
         lambda: files.hosts(extra=[(value, "1.2.3.4")]),
-        lambda: files.hostname(value),
         lambda: files.parse_extra_host(f"{value}:1.2.3.4"),
         lambda: files.parse_extra_host(f"x:fe80::1%{value}"),
     ):
