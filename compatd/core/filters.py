@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
+from compatd.core import patterns
 from compatd.errors import InvalidParameter
 
 Filters = Mapping[str, Sequence[str]]
@@ -38,19 +39,9 @@ def passes_labels(filters: Filters, labels: Mapping[str, str] | None) -> bool:
 def matches_any(wanted: Sequence[str], value: str) -> bool:
     """Whether ``value`` matches one of ``wanted``; an empty list matches everything.
 
-    Docker takes each as a regular expression found anywhere (MatchRegex). A hostile expression could run for
-    ever in a backtracking engine, so only plain text with ``^``, ``$``, ``.`` and ``.*`` is taken as one;
-    everything else is compared as text.
+    Docker takes each as the text itself or a regular expression found anywhere (MatchRegex).
     """
-    if not wanted:
-        return True
-    return any(_search(pattern, value) for pattern in wanted)
-
-
-def _search(pattern: str, value: str) -> bool:
-    if re.fullmatch(r"\^?[A-Za-z0-9_/.*:@-]*\$?", pattern) and not re.search(r"(^|[^.])\*|\.\*.*\.\*.*\.\*", pattern):
-        return re.search(pattern.replace("$", r"\Z"), value) is not None
-    return pattern in value
+    return not wanted or any(pattern == value or patterns.search(pattern, value) for pattern in wanted)
 
 
 def boolean(filters: Filters, key: str) -> bool | None:

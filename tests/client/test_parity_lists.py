@@ -28,6 +28,39 @@ def test_filters_by_port(api: Api, cli: Cli, busybox: str) -> None:
         assert len(api.get("/containers/json", all="1", filters=filters).ok()) == count, filters
 
 
+@pytest.mark.parametrize(
+    ("expression", "count"),
+    [
+        (r"named[12]$", 1),
+        (r"named\d+", 2),
+        (r"(named1|foo)", 1),
+        (r"named{1}", 2),
+        (r"(?i)NAMED1", 1),
+        (r"named*", 2),
+        (r"\Qnamed1\E", 1),
+        (r"named(?=1)", 0),
+        (r"NAMED1", 0),
+        (r"[", 0),
+    ],
+)
+def test_names_by_expression(api: Api, cli: Cli, busybox: str, expression: str, count: int) -> None:
+    names = ("named1", "named22")
+    for name in names:
+        api.post("/volumes/create", {"Name": name}).ok()
+        api.post("/networks/create", {"Name": name}).ok()
+        api.post("/containers/create", {"Image": busybox}, name=name).ok()
+    try:
+        filters = {"name": [expression]}
+        volumes = api.get("/volumes", filters=filters).ok()["Volumes"] or []
+        networks = api.get("/networks", filters=filters).ok()
+        containers = api.get("/containers/json", all="1", filters=filters).ok()
+        assert (len(volumes), len(networks), len(containers)) == (count, count, count)
+    finally:
+        for name in names:
+            api.delete(f"/volumes/{name}").ok()
+            api.delete(f"/networks/{name}").ok()
+
+
 def happened(api: Api, since: str) -> list[str]:
     """Type, action and what else tells events apart, but for container ids."""
     found = api.get("/events", since=since, until=str(time.time())).body.decode().splitlines()

@@ -40,7 +40,8 @@ def test_labels(wanted: list[str], labels: dict[str, str] | None, expected: bool
         ("^web$", "web\n", False),
         ("^web", "my-web", False),
         ("w.*1", "web-1", True),
-        ("(", "a(b", True),
+        ("(", "a(b", False),
+        ("(", "(", True),
         ("(a+)+$", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!", False),
     ],
 )
