@@ -1,5 +1,6 @@
 """Engines and clients as fixtures; what this machine cannot have is skipped with its reason, except in CI."""
 
+import gc
 import json
 import os
 import re
@@ -168,6 +169,7 @@ def client(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[docker.D
     client.api.hooks["response"].append(check_reply)
     yield client
     client.close()
+    gc.collect()  # it leaves sockets to the collector, which might find them when another test runs
 
 
 def check_reply(response: requests.Response, **settings: Any) -> None:

@@ -72,6 +72,7 @@ class Host:
     ipv4_forwarding: bool
     ping_group_sysctl: bool
     unprivileged_port_sysctl: bool
+    kcore: bool  # /proc/kcore is there, which a kernel may lack
     masked_paths: tuple[str, ...]  # Docker's default list for this machine
     recursive_readonly: bool  # mount_setattr(2), kernel 5.12
 
@@ -99,6 +100,7 @@ def probe_host(*, cgroup_parent: str = DEFAULT_CGROUP_PARENT) -> Host:
         and os.path.isdir("/sys/kernel/security/apparmor"),
         apparmor_default_profile=_default_profile(),
         ipv4_forwarding=_text("/proc/sys/net/ipv4/ip_forward").strip() == "1",
+        kcore=os.path.exists("/proc/kcore"),
         ping_group_sysctl=os.path.exists("/proc/sys/net/ipv4/ping_group_range"),
         unprivileged_port_sysctl=os.path.exists("/proc/sys/net/ipv4/ip_unprivileged_port_start"),
         masked_paths=(*_MASKED, *_thermal_throttles()),

@@ -378,11 +378,11 @@ def _mounts(spec: ContainerSpec, host: Host, place: cgroups.ContainerCgroup) -> 
             continue
         plan.append(op)
         if target == "/dev":
-            plan += _dev_contents(spec, taken)
+            plan += _dev_contents(spec, host, taken)
     for op in user:
         plan.append(op)
         if op["target"] == "/dev" and op["kind"] == "mount":
-            plan += _dev_contents(spec, taken)
+            plan += _dev_contents(spec, host, taken)
     if "/dev" in taken or any(not device.path.startswith("/dev/") for device in spec.devices):
         outside = (device for device in spec.devices if not device.path.startswith("/dev/"))
         plan += [_node(device) for device in outside if device.path not in taken]
@@ -460,7 +460,7 @@ def _cgroup_bind(source: str, target: str, flags: int) -> shim.MountOp:
     )
 
 
-def _dev_contents(spec: ContainerSpec, taken: set[str]) -> list[shim.MountOp]:
+def _dev_contents(spec: ContainerSpec, host: Host, taken: set[str]) -> list[shim.MountOp]:
     """Nodes and links of a fresh /dev. What the user mounts there himself is not made first."""
     nodes = {device.path: device for device in (*devices.DEFAULT_NODES, *spec.devices)}
     links = (
@@ -469,6 +469,7 @@ def _dev_contents(spec: ContainerSpec, taken: set[str]) -> list[shim.MountOp]:
         ("/dev/stdout", "/proc/self/fd/1"),
         ("/dev/stderr", "/proc/self/fd/2"),
         ("/dev/ptmx", "pts/ptmx"),
+        *((("/dev/core", "/proc/kcore"),) if host.kcore else ()),
     )
     own = {path for path, _ in links}
     return [

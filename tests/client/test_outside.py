@@ -39,10 +39,13 @@ def folders(engine: OwnEngine) -> list[Path]:
 
 
 def move_out(engine: OwnEngine, pid: int) -> None:
-    """Into the engine's own cgroup of each hierarchy, so that the container's can go."""
+    """Into a cgroup above it in each hierarchy, so that the container's can go. In version 2 that is the root: the ones
+    between have controllers for those below, and no processes."""
     for folder in folders(engine):
-        with contextlib.suppress(OSError):
-            (folder.parent / "cgroup.procs").write_text(str(pid))
+        for above in folder.parents:
+            with contextlib.suppress(OSError):
+                (above / "cgroup.procs").write_text(str(pid))
+                break
 
 
 @pytest.mark.parametrize("paused", [False, True])

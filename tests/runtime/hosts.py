@@ -57,6 +57,7 @@ def make_host(**changes: Any) -> Host:
         apparmor=False,
         apparmor_default_profile=None,
         ipv4_forwarding=True,
+        kcore=True,
         ping_group_sysctl=True,
         unprivileged_port_sysctl=True,
         masked_paths=("/proc/kcore", "/sys/firmware"),
