@@ -187,7 +187,7 @@ def build_launch(
         state_dir=spec.state_dir,
         namespaces=shim.Namespaces(pid=spec.pid, mnt=NEW, uts=spec.uts, ipc=spec.ipc, net=spec.net, cgroup=spec.cgroup),
         hostname="" if spec.uts["mode"] == "host" else spec.hostname,
-        domainname="" if spec.uts["mode"] == "host" else spec.domainname.encode()[:64].decode(errors="ignore"),
+        domainname=spec.domainname.encode()[:64].decode(errors="ignore"),
         sysctls=_sysctls(spec, host),
         overlay=_overlay(spec),
         mounts=_mounts(spec, host, place),
@@ -329,6 +329,8 @@ def _seccomp(spec: ContainerSpec, host: Host, held: int) -> seccomp.Filter | Non
 
 def _sysctls(spec: ContainerSpec, host: Host) -> dict[str, str]:
     chosen: dict[str, str] = {}
+    if spec.domainname and spec.uts["mode"] == "host":
+        raise create_failed('sysctl "kernel.domainname" is not in a separate kernel namespace')  # Docker sets it so
     if spec.net["mode"] != "host":
         # Docker lets every container ping and bind low ports.
         if host.unprivileged_port_sysctl:

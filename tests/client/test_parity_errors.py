@@ -222,6 +222,21 @@ def test_what_is_found_out_at_the_start(api: Api, busybox: str, options: dict[st
     )
 
 
+def test_the_host_s_domain_cannot_be_set(api: Api, busybox: str) -> None:
+    """Not by the container's own configuration, nor by that of the one whose network it shares."""
+    named = {"Image": busybox, "Cmd": ["sleep", "1000"], "Domainname": "domain"}
+    api.post("/containers/create", named, name="owner").ok()
+    api.post("/containers/owner/start").ok()
+    shared = {"Image": busybox, "HostConfig": {"UTSMode": "host", "NetworkMode": "container:owner"}}
+    for body in (shared, {**named, "HostConfig": {"UTSMode": "host"}}):
+        made = api.post("/containers/create", body).ok()
+        reply = api.post(f"/containers/{made['Id']}/start")
+        assert reply.status == 500
+        assert reply.json()["message"].endswith(
+            'runc create failed: sysctl "kernel.domainname" is not in a separate kernel namespace'
+        )
+
+
 def test_line_breaks_in_names(api: Api, busybox: str) -> None:
     lines = {
         "Hostname": "a\nb",

@@ -354,8 +354,10 @@ def test_ulimits() -> None:
 
 
 def test_the_host_s_name_is_left_alone() -> None:
-    launch = build_launch(make_spec(uts=HOST, domainname="d"), make_host())
+    launch = build_launch(make_spec(uts=HOST, hostname="h"), make_host())
     assert (launch["hostname"], launch["domainname"]) == ("", "")
+    with pytest.raises(SystemFailure, match="is not in a separate kernel namespace"):
+        build_launch(make_spec(uts=HOST, domainname="d"), make_host())
 
 
 def test_limits_that_cannot_be_are_left_out_or_refused() -> None:
