@@ -39,6 +39,7 @@ from compatd.images.manifest import (
     select,
 )
 from compatd.images.reference import parse_normalized
+from compatd.images.streams import Counted, Readable
 from compatd.images.tar import (
     DIRECTORY,
     END,
@@ -47,7 +48,6 @@ from compatd.images.tar import (
     SYMLINK,
     BadArchive,
     Entry,
-    Readable,
     TarReader,
     components,
     encode,
@@ -279,7 +279,7 @@ class _Loading:
                 self._diff_ids[path] = DiffId(digest)
                 return
         name = digest.removeprefix("sha256:") if digest else posixpath.dirname(path).decode(errors="replace")
-        counted: Readable = _Counted(stream, lambda done: self._report(name[:12], done, size))
+        counted: Readable = _Reported(stream, lambda done: self._report(name[:12], done, size))
         if not compressed:
             diff_id = self._layers.apply(counted)
         elif digest is None:
@@ -460,21 +460,19 @@ class _Loading:
         return path
 
 
-class _Counted:
+class _Reported(Counted):
     """A stream that tells how far it is, once a MiB."""
 
     def __init__(self, stream: Readable, report: Callable[[int], None]) -> None:
-        self._stream = stream
+        super().__init__(stream)
         self._report = report
-        self._done = 0
         self._reported = 0
 
     def read(self, size: int, /) -> bytes:
-        data = self._stream.read(size)
-        self._done += len(data)
-        if self._done - self._reported >= _READ_BYTES or not data:
-            self._reported = self._done
-            self._report(self._done)
+        data = super().read(size)
+        if self.passed - self._reported >= _READ_BYTES or not data:
+            self._reported = self.passed
+            self._report(self.passed)
         return data
 
 

@@ -10,7 +10,8 @@ from typing import BinaryIO, Protocol, cast
 import zstandard
 from isal import igzip_lib
 
-from compatd.images.tar import BadArchive, Readable
+from compatd.images.streams import Readable
+from compatd.images.tar import BadArchive
 
 _CHUNK_BYTES = 1 << 20
 _INPUT_BYTES = 1 << 17

@@ -36,7 +36,8 @@ from compatd.errors import NotFound, SystemFailure
 from compatd.images.content import DiffId, parse_digest
 from compatd.images.indexes import INDEX, SIDE, TAR, Mounts, probe, write_index
 from compatd.images.layers import LayerInfo, digest_differs, layer_missing, make_init
-from compatd.images.tar import BadArchive, Readable, write_all
+from compatd.images.streams import Readable
+from compatd.images.tar import BadArchive, write_all
 from compatd.images.tarindex import Tree, read_tree
 from compatd.images.trees import Contents, Packer, failure, unpack
 from compatd.linux import syscalls

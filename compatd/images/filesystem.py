@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 
 from compatd.errors import InvalidParameter, NotFound, SystemFailure
 from compatd.images.compression import decompressed
-from compatd.images.tar import BadArchive, Readable
+from compatd.images.streams import Readable
+from compatd.images.tar import BadArchive
 from compatd.images.trees import Packer, unpack
 from compatd.linux.rootdir import Rootdir
 

@@ -50,7 +50,7 @@ from typing import BinaryIO, Protocol
 
 from compatd.errors import NotFound, SystemFailure
 from compatd.images.content import DiffId
-from compatd.images.tar import Readable
+from compatd.images.streams import Readable
 
 EMPTY_DIFF_ID = DiffId("sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef")
 """The layer without entries: 1,024 zero bytes (moby layer/empty.go, DigestSHA256EmptyTar)."""

@@ -41,7 +41,7 @@ from compatd.images.progress import Progress
 from compatd.images.reference import DEFAULT_TAG, Reference
 from compatd.images.registry import RegistryClient, Repository
 from compatd.images.registry_faults import RegistryFault, pull_error
-from compatd.images.tar import Readable
+from compatd.images.streams import Counted, Readable
 from compatd.tasks import Workers, spawn
 
 T = TypeVar("T")
@@ -518,21 +518,19 @@ class _ReadAhead:
             return data
 
 
-class _Watched:
+class _Watched(Counted):
     """A stream that tells now and then how far it has been read."""
 
     def __init__(self, stream: Readable, seen: Callable[[int], None]) -> None:
-        self._stream = stream
+        super().__init__(stream)
         self._seen = seen
-        self._at = 0
         self._told_s = 0.0
 
     def read(self, size: int, /) -> bytes:
-        data = self._stream.read(size)
-        self._at += len(data)
+        data = super().read(size)
         if (now_s := time.monotonic()) - self._told_s >= _PROGRESS_INTERVAL_S:
             self._told_s = now_s
-            self._seen(self._at)
+            self._seen(self.passed)
         return data
 
 

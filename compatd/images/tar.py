@@ -17,9 +17,10 @@ import stat
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, BinaryIO, NamedTuple, NoReturn, Protocol
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 from compatd.errors import InvalidParameter
+from compatd.images.streams import Counted, Readable
 
 BLOCK_BYTES = 512
 END = bytes(2 * BLOCK_BYTES)
@@ -58,12 +59,6 @@ _NO_XATTRS: Mapping[bytes, bytes] = {}
 
 class BadArchive(InvalidParameter):
     """The archive is damaged, truncated, hostile or not one at all."""
-
-
-class Readable(Protocol):
-    """A byte stream: ``read`` gives at most that many bytes, none only at the end."""
-
-    def read(self, size: int, /) -> bytes: ...
 
 
 class Entry(NamedTuple):
@@ -455,7 +450,7 @@ class PositionedReader(TarReader):
     """Also knows where in the stream the current entry's content begins, and what followed the one before."""
 
     def __init__(self, stream: Readable) -> None:
-        self._counted = _Counted(stream)
+        self._counted = Counted(stream)
         super().__init__(self._counted)
         self.padded = True
         """Whether the entry before this one was filled up to a whole block, with zeros."""
@@ -489,17 +484,6 @@ class PositionedReader(TarReader):
             self._position += len(data)
             taken += data
         return taken
-
-
-class _Counted:
-    def __init__(self, stream: Readable) -> None:
-        self._stream = stream
-        self.passed = 0
-
-    def read(self, size: int, /) -> bytes:
-        data = self._stream.read(size)
-        self.passed += len(data)
-        return data
 
 
 def looks_like_tar(block: bytes) -> bool:

@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from compatd.images import erofs
 from compatd.images.erofs import BLOCK_BYTES, Node
+from compatd.images.streams import Readable
 from compatd.images.tar import (
     BLOCK,
     CHAR,
@@ -23,7 +24,6 @@ from compatd.images.tar import (
     BadArchive,
     Entry,
     PositionedReader,
-    Readable,
     components,
 )
 from compatd.images.trees import OPAQUE_NAME, WHITEOUT_PREFIX, Contents

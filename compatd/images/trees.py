@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from compatd.errors import EngineError, SystemFailure
+from compatd.images.streams import Readable
 from compatd.images.tar import (
     BLOCK,
     CHAR,
@@ -29,7 +30,6 @@ from compatd.images.tar import (
     SYMLINK,
     BadArchive,
     Entry,
-    Readable,
     TarReader,
     components,
     encode,

@@ -24,7 +24,8 @@ from compatd.images.archive import LoadedImage, LoadProgress, SavedImage, import
 from compatd.images.content import ContentStore, digest_of
 from compatd.images.directories import DirectoryStore
 from compatd.images.manifest import Platform
-from compatd.images.tar import BadArchive, Readable
+from compatd.images.streams import Readable
+from compatd.images.tar import BadArchive
 from tests.suites.layer_store import archive, diff_id_of, file, mounted, node
 
 pytestmark = pytest.mark.root

@@ -29,7 +29,7 @@ from compatd.images.pull import Layers, Puller
 from compatd.images.reference import parse_normalized
 from compatd.images.registry import RegistryClient
 from compatd.images.registry_options import RegistryOptions
-from compatd.images.tar import Readable
+from compatd.images.streams import Readable
 from compatd.tasks import Workers
 from tests import clients
 from tests.conftest import have
