@@ -7,7 +7,7 @@ from compatd.core import image_reports
 from compatd.core.filters import Filters
 from compatd.core.images import PRUNE_FILTERS, Images, check_platform
 from compatd.core.transfers import wire_platform
-from compatd.errors import Conflict, InvalidParameter
+from compatd.errors import Conflict, InvalidParameter, SystemFailure
 from compatd.images.reference import parse_normalized
 from compatd.wire.types.images import (
     HistoryItem,
@@ -63,7 +63,7 @@ class Catalog:
         """Remove dangling images, or every unused one with ``dangling=false``."""
         filtering.check(filters, PRUNE_FILTERS)
         dangling = filtering.boolean(filters, "dangling")
-        until = filtering.until_ns(filters)
+        until = filtering.until_ns(filters, bad=SystemFailure)
         done: list[tuple[str, str]] = []
         reclaimed = 0
         for image in self._images:

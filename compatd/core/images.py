@@ -22,7 +22,7 @@ from compatd.core import filters as filtering
 from compatd.core.events import Events
 from compatd.core.filters import Filters
 from compatd.core.store import Change, Delete, Put, Store
-from compatd.errors import Conflict, InvalidParameter, NotFound
+from compatd.errors import Conflict, InvalidParameter, NotFound, SystemFailure
 from compatd.images.content import ContentStore, DiffId, Digest, chain_id, digest_of, parse_digest
 from compatd.images.layers import LayerStore
 from compatd.images.manifest import Platform, decode_config, platform_of
@@ -188,7 +188,7 @@ class Images:
         dangling = filtering.boolean(filters, "dangling")
         before = max((self.get(text).created_ns for text in filters.get("before", ())), default=None)
         since = max((self.get(text).created_ns for text in filters.get("since", ())), default=None)
-        until = filtering.until_ns(filters)
+        until = filtering.until_ns(filters, bad=SystemFailure)
         chosen: list[Image] = []
         for image in self._images.values():
             named = image.id in names

@@ -44,9 +44,11 @@ def integer(value: str, parser: str = "strconv.ParseInt") -> int:
     """A decimal number of 64 bits. ``SystemFailure`` with Go's words: Docker answers 500 to a bad number."""
     if not _INTEGER.fullmatch(value):
         raise SystemFailure(f'{parser}: parsing "{value}": invalid syntax')
-    if len(value) > 20 or not -(2**63) <= int(value) < 2**63:
+    digits = value.lstrip("+-0") or "0"
+    read = -int(digits[:20]) if value[0] == "-" else int(digits[:20])
+    if len(digits) > 19 or not -(2**63) <= read < 2**63:
         raise SystemFailure(f'{parser}: parsing "{value}": value out of range')
-    return int(value)
+    return read
 
 
 def number(call: "Call", name: str) -> int:
@@ -57,8 +59,10 @@ def number(call: "Call", name: str) -> int:
 
 def number_or_zero(call: "Call", name: str) -> int:
     """A number, 0 when it is none (Int64ValueOrZero)."""
-    value = text(call, name)
-    return int(value) if _INTEGER.fullmatch(value) and len(value) < 20 else 0
+    try:
+        return integer(text(call, name))
+    except SystemFailure:
+        return 0
 
 
 def terminal_size(call: "Call", name: str, what: str) -> int:

@@ -70,7 +70,12 @@ _encoder = msgspec.json.Encoder()
 
 def encode(value: object) -> bytes:
     """``value`` as the engine sends it: compact, UTF-8, one newline at the end (Go's json.Encoder)."""
-    return _encoder.encode(value) + b"\n"
+    try:
+        return _encoder.encode(value) + b"\n"
+    except UnicodeEncodeError:
+        # Bytes that are no UTF-8, of a path or a header or a file's name: each is U+FFFD, as in Go.
+        text = json.dumps(msgspec.to_builtins(value), ensure_ascii=False, separators=(",", ":"))
+        return _SURROGATE.sub("\ufffd", text).encode() + b"\n"
 
 
 class DecodeError(Exception):

@@ -1,6 +1,7 @@
 """Parameters, headers and bodies. Texts are those of Docker 28.5.2."""
 
 import base64
+import contextlib
 import json
 from types import SimpleNamespace
 from typing import Any, cast
@@ -200,3 +201,33 @@ async def test_a_body_has_an_end(client: Client) -> None:
     reply = await client("POST", "/containers/create", body, headers={"Content-Type": "application/json"})
     assert reply.status == 400
     assert "larger than" in reply.message
+
+
+@given(st.text(st.sampled_from("0123456789+-_. ٣\n"), max_size=24) | st.integers(-(2**64), 2**64).map(str))
+def test_numbers_are_those_of_64_bits(text: str) -> None:
+    plain = text.lstrip("+-") if text[:1] in "+-" and text[1:2] not in ("+", "-") else text
+    number = int(text) if plain.isascii() and plain.isdecimal() else None
+    if number is not None and -(2**63) <= number < 2**63:
+        assert params.integer(text) == number == params.number_or_zero(call({"a": text}), "a")
+        return
+    with pytest.raises(SystemFailure, match="invalid syntax$" if number is None else "value out of range$"):
+        params.integer(text)
+    assert params.number_or_zero(call({"a": text}), "a") == 0
+
+
+def test_zeros_before_a_number_do_not_count() -> None:
+    assert params.integer("-" + "0" * 30 + "12") == -12
+
+
+@given(st.text(max_size=12) | st.text(st.sampled_from('{}[]":,a1 true'), max_size=24))
+def test_any_filters_and_times_are_read_or_refused(text: str) -> None:
+    for read in (params.filters, lambda call: params.timestamp_ns(call.query["filters"])):
+        with contextlib.suppress(InvalidParameter, SystemFailure):
+            read(call({"filters": text}))
+
+
+@given(st.text(st.characters(max_codepoint=255), max_size=20), st.binary(max_size=20))
+def test_any_credentials_are_read_or_none(text: str, document: bytes) -> None:
+    for value in (text, base64.urlsafe_b64encode(document).decode()):
+        params.auth(call(headers={"X-Registry-Auth": value}))
+        assert isinstance(params.auths(call(headers={"X-Registry-Config": value})), dict)

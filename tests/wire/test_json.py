@@ -152,3 +152,19 @@ def test_whatever_is_sent_is_read_or_refused(text: str) -> None:
     with contextlib.suppress(DecodeError):
         decode(ContainerCreateRequest, text.encode())
     assert syntax_error(text)
+
+
+@given(
+    st.dictionaries(st.text(max_size=4), st.text(st.characters(categories=("L", "N", "Cs")), max_size=6), max_size=3)
+)
+def test_whatever_is_said_can_be_sent(value: dict[str, str]) -> None:
+    """A path or a header can hold bytes that are no UTF-8."""
+    assert len(json.loads(encode({"message": list(value.values())}))["message"]) == len(value)
+
+
+def test_bytes_that_are_no_utf_8_are_replaced() -> None:
+    assert (
+        encode({"message": b"a\xff\xc3".decode(errors="surrogateescape")}) == '{"message":"a\ufffd\ufffd"}\n'.encode()
+    )
+    assert encode(ContainerConfig(user="\udcff")).startswith(b'{"')
+    assert json.loads(encode(ContainerConfig(user="\udcff")))["User"] == "\ufffd"
