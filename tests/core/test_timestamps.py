@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from compatd.builder.durations import BadDuration, format_duration, parse_duration
 from compatd.core.timestamps import parse_time_ns
 from compatd.errors import InvalidParameter
-from compatd.wire.times import rfc3339
+from compatd.wire.times import format_time
 
 pytestmark = pytest.mark.unit
 
-MOMENTS = st.integers(0, 253_402_300_799 * 10**9)
+MOMENTS = st.integers(1, 253_402_300_799 * 10**9)
 TIME_TEXTS = st.lists(
     st.sampled_from(
         ["2024", "-", "02", "30", "T", "24", ":", "59", ".", "999999999", "Z", "+", "٣", "h", "ns", " ", "\0"]
@@ -71,9 +71,9 @@ def test_bad_times(text: str, message: str) -> None:
 @given(MOMENTS, MOMENTS)
 @settings(max_examples=50, deadline=None)
 def test_what_the_engine_writes_it_reads_in_the_same_order(one_ns: int, other_ns: int) -> None:
-    assert parse_time_ns(rfc3339(one_ns)) == one_ns
+    assert parse_time_ns(format_time(one_ns)) == one_ns
     assert parse_time_ns(f"{one_ns // 10**9}.{one_ns % 10**9:09}") == one_ns
-    assert (parse_time_ns(rfc3339(one_ns)) < parse_time_ns(rfc3339(other_ns))) is (one_ns < other_ns)
+    assert (parse_time_ns(format_time(one_ns)) < parse_time_ns(format_time(other_ns))) is (one_ns < other_ns)
 
 
 @given(st.datetimes(min_value=datetime(1, 1, 2), max_value=datetime(9999, 12, 30)), st.integers(-1439, 1439))
