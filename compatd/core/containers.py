@@ -47,6 +47,7 @@ from compatd.images.manifest import parse_platform
 from compatd.linux.inotify import Watches
 from compatd.logs.files import Follow, Selection
 from compatd.logs.format import Rendering
+from compatd.runtime import top
 from compatd.runtime.host import Host
 from compatd.shim.spec import Attach
 from compatd.tasks import Workers
@@ -536,15 +537,13 @@ class Containers:
 
     async def top(self, reference: str, ps_args: str) -> TopResponse:
         """The processes of a running container, as ``ps`` prints them."""
+        top.check(ps_args)
         container = self.get(reference)
         if container.record.state is State.RESTARTING:
             raise is_restarting(container.id)
         if not container.alive:
             raise not_running(container.id)
-        try:
-            response = await self._workers.run(self._preparation.top, container.record, ps_args)
-        except InvalidParameter as error:
-            raise SystemFailure(str(error)) from error  # as when the real ps complains
+        response = await self._workers.run(self._preparation.top, container.record, ps_args)
         self._supervisor.publish(container.record, "top")
         return response
 

@@ -44,7 +44,7 @@ from compatd.linux.rootdir import Rootdir
 from compatd.network import files
 from compatd.network.driver import Endpoint
 from compatd.network.files import DnsConfig, resolve_extra_hosts
-from compatd.runtime import cgroups, processes, stats
+from compatd.runtime import cgroups, stats, top
 from compatd.runtime.host import Host
 from compatd.runtime.spec import build_exec, build_launch
 from compatd.shim import process, users
@@ -523,8 +523,8 @@ class Preparation:
 
     def top(self, record: ContainerRecord, ps_args: str) -> TopResponse:
         """The processes of a container in the columns of ``ps``."""
-        titles, rows = processes.list_processes(cgroups.pids(self._cgroup(record)), ps_args)
-        return TopResponse(titles=titles, processes=rows)
+        titles, rows = top.list_processes(sorted(cgroups.pids(self._cgroup(record))), ps_args)
+        return TopResponse(titles=titles, processes=rows or None)
 
     def upper_size_bytes(self, container_id: str) -> int:
         """Bytes of what is in the writable layer, directories apart; hard links count once."""

@@ -1,206 +1,185 @@
-"""Processes of a container as ``ps`` shows them, read from /proc (proc_pid_stat(5), proc_pid_status(5)).
-
-The formats that clients ask for are built in: ``-ef`` (the default), ``aux``, and ``-o`` with a list of columns.
-"""
+"""Processes and threads as /proc tells of them (proc(5)), each file read when it is first asked for."""
 
 import os
-import pwd
 import re
+import stat as modes
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from functools import cached_property
 
-from compatd.errors import InvalidParameter
-
-_TICKS = os.sysconf("SC_CLK_TCK")
-_PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
-_FULL = ("user:UID", "pid", "ppid", "c", "stime", "tty", "time", "args:CMD")
-_USER_ORIENTED = (
-    "user:USER",
-    "pid",
-    "%cpu",
-    "%mem",
-    "vsz",
-    "rss",
-    "tty",
-    "stat",
-    "start",
-    "time",
-    "args:COMMAND",
-)
+TICKS = os.sysconf("SC_CLK_TCK")
+PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
+LINE_BYTES = 128 * 1024  # what is read of command lines and environments; a printed line is not longer
 
 
-class _Machine(NamedTuple):
-    boot_s: float
-    memory_kib: int
-    now_s: float
+class Host:
+    """What the figures of all processes are held against, at one moment."""
 
+    def __init__(self) -> None:
+        self.now_s = int(time.time())
+        self.up_ticks = float((_read("/proc/uptime") or "0").split()[0]) * TICKS
+        booted = re.search(r"^btime (\d+)$", _read("/proc/stat"), re.M)
+        self.boot_s = int(booted[1]) if booted else self.now_s - int(self.up_ticks / TICKS)
+        self.memory_kib = os.sysconf("SC_PHYS_PAGES") * PAGE_KIB
+        self.pid_width = len(str(int(_read("/proc/sys/kernel/pid_max") or "32768") - 1))
+        self._terminals: dict[int, str] = {0: "?"}
+        self._drivers: list[tuple[str, int, int, int]] | None = None
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Process:
-    """One process; times in seconds, memory in KiB."""
+    def terminal(self, device: int, pid: int) -> str:
+        """The name of a controlling terminal without ``/dev/``, ``?`` for what this host has no device node of.
 
-    pid: int
-    ppid: int
-    pgid: int
-    sid: int
-    uid: int
-    gid: int
-    state: str
-    tty: int
-    cpu_s: float
-    started_s: float  # since boot
-    vsz_kib: int
-    rss_kib: int
-    nice: int
-    threads: int
-    name: str
-    args: str
+        A container's own devpts counts from 0 as well, so its terminals may be named as one of the host's:
+        ps(1) knows no better.
+        """
+        if device not in self._terminals:
+            self._terminals[device] = self._find_terminal(device, pid)
+        return self._terminals[device]
 
-
-def read_process(pid: int) -> Process | None:
-    """``None`` when it has gone."""
-    try:
-        directory = f"/proc/{pid}"
-        with open(f"{directory}/stat", encoding="utf-8", errors="replace") as file:
-            head, _, tail = file.read().rpartition(")")
-        with open(f"{directory}/cmdline", "rb") as file:
-            command = file.read(1 << 16)
-        owner = os.stat(directory)
-    except OSError:
-        return None
-    name = head.partition("(")[2]
-    fields = tail.split()
-    return Process(
-        pid=pid,
-        state=fields[0],
-        ppid=int(fields[1]),
-        pgid=int(fields[2]),
-        sid=int(fields[3]),
-        tty=int(fields[4]),
-        cpu_s=(int(fields[11]) + int(fields[12])) / _TICKS,
-        nice=int(fields[16]),
-        threads=int(fields[17]),
-        started_s=int(fields[19]) / _TICKS,
-        vsz_kib=int(fields[20]) // 1024,
-        rss_kib=int(fields[21]) * _PAGE_KIB,
-        uid=owner.st_uid,
-        gid=owner.st_gid,
-        name=name,
-        args=command.rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace") or f"[{name}]",
-    )
-
-
-def list_processes(pids: Iterable[int], ps_args: str) -> tuple[list[str], list[list[str]]]:
-    """(titles, one row per process, by pid). ``InvalidParameter``: arguments that are not understood."""
-    columns = _columns(ps_args.split() or ["-ef"])
-    with open("/proc/uptime", encoding="ascii") as file:
-        uptime = float(file.read().split()[0])
-    now = time.time()
-    machine = _Machine(now - uptime, os.sysconf("SC_PHYS_PAGES") * _PAGE_KIB, now)
-    processes = [process for pid in sorted(pids) if (process := read_process(pid)) is not None]
-    return (
-        [title for title, _ in columns],
-        [[render(process, machine) for _, render in columns] for process in processes],
-    )
-
-
-_Render = Callable[[Process, _Machine], str]
-
-
-def _columns(words: list[str]) -> list[tuple[str, _Render]]:
-    wanted: list[str] = []
-    layout: tuple[str, ...] | None = None
-    while words:
-        word = words.pop(0)
-        if match := re.fullmatch(r"-?[eA]*o(.*)", word):
-            text = match[1] or (words.pop(0) if words else "")
-            wanted += [part for part in text.split(",") if part]
-        elif re.fullmatch(r"-[efFAly]+", word):
-            layout = _FULL
-        elif re.fullmatch(r"-?[aux]+w*", word):
-            layout = _USER_ORIENTED
-        else:
-            raise InvalidParameter(f"ps: unsupported arguments: {word}")
-    columns: list[tuple[str, _Render]] = []
-    for entry in wanted or layout or _FULL:
-        name, _, title = entry.replace("=", ":").partition(":")
-        if name.lower() not in _RENDERERS:
-            raise InvalidParameter(f'ps: unknown user-defined format specifier "{name}"')
-        default, render = _RENDERERS[name.lower()]
-        columns.append((title or default, render))
-    if "PID" not in [title for title, _ in columns]:
-        raise InvalidParameter("Couldn't find PID field in ps output")
-    return columns
-
-
-def _user(process: Process, _: _Machine) -> str:
-    try:
-        return pwd.getpwuid(process.uid).pw_name
-    except KeyError:
-        return str(process.uid)
-
-
-def _time(process: Process, _: _Machine) -> str:
-    seconds = int(process.cpu_s)
-    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-
-
-def _started(process: Process, machine: _Machine) -> str:
-    moment = machine.boot_s + process.started_s
-    fresh = machine.now_s - moment < 24 * 3600
-    return time.strftime("%H:%M" if fresh else "%b%d", time.localtime(moment))
-
-
-def _cpu(process: Process, machine: _Machine) -> float:
-    age = max(0.01, machine.now_s - machine.boot_s - process.started_s)
-    return 100 * process.cpu_s / age
-
-
-def _tty(process: Process, _: _Machine) -> str:
-    major, minor = os.major(process.tty), os.minor(process.tty)
-    if not process.tty:
+    def _find_terminal(self, device: int, pid: int) -> str:
+        major, minor = os.major(device), os.minor(device)
+        if self._drivers is None:
+            pattern = r" /dev/(\S+?)(?:%d)? +(\d+) +(\d+)(?:-(\d+))?"
+            found = re.findall(pattern, _read("/proc/tty/drivers"))
+            self._drivers = [(name, int(a), int(b), int(c or b)) for name, a, b, c in reversed(found)]
+        names = [
+            name
+            for driver, its_major, first, last in self._drivers
+            if its_major == major and first <= minor <= last
+            for name in (f"/dev/{driver}{minor}", f"/dev/{driver}/{minor}", f"/dev/{driver}")
+        ]
+        names += [_link(f"/proc/{pid}/fd/2")]
+        if major == 4:
+            names += [f"/dev/tty{minor}" if minor < 64 else f"/dev/ttyS{minor - 64}"]
+        elif 136 <= major <= 143:
+            names += [f"/dev/pts/{minor + (major - 136) * 256}"]
+        elif major == 188:
+            names += [f"/dev/ttyUSB{minor}"]
+        names += [_link(f"/proc/{pid}/fd/255")]
+        for name in names:
+            if re.fullmatch(r"/dev/[!-~]+", name) and "/../" not in name:
+                try:
+                    status = os.stat(name)
+                except OSError:
+                    continue
+                if modes.S_ISCHR(status.st_mode) and status.st_rdev == device:
+                    return name.removeprefix("/dev/")
         return "?"
-    return f"pts/{minor + (major - 136) * 256}" if 136 <= major <= 143 else f"tty{minor}"
 
 
-def _elapsed(process: Process, machine: _Machine) -> str:
-    seconds = int(max(0, machine.now_s - machine.boot_s - process.started_s))
-    clock = f"{seconds // 60 % 60:02}:{seconds % 60:02}"
-    hours, days = seconds // 3600 % 24, seconds // 86400
-    return f"{days}-{hours:02}:{clock}" if days else f"{hours:02}:{clock}" if hours else clock
+class Task:
+    """A process, or a thread of one. What cannot be read any more reads as zeros and blanks."""
+
+    def __init__(self, tgid: int, tid: int, *, thread: bool) -> None:
+        self.tgid = tgid
+        self.tid = tid
+        self.thread = thread
+        self._place = f"/proc/{tgid}/task/{tid}" if thread else f"/proc/{tgid}"
+
+    def text(self, name: str, limit_bytes: int = LINE_BYTES) -> str:
+        """What a file of this task says; nothing, where it cannot be read."""
+        return _read(f"{self._place}/{name}", limit_bytes)
+
+    def link(self, name: str) -> str:
+        return _link(f"{self._place}/{name}")
+
+    def count(self, name: str) -> int:
+        try:
+            return len(os.listdir(f"{self._place}/{name}"))
+        except OSError:
+            return 0
+
+    def namespace(self, kind: str) -> int:
+        """The inode of one of its namespaces, 0 if unknown."""
+        try:
+            return os.stat(f"{self._place}/ns/{kind}").st_ino
+        except OSError:
+            return 0
+
+    @cached_property
+    def exists(self) -> bool:
+        return bool(self._stat[0])
+
+    @cached_property
+    def _stat(self) -> tuple[str, list[str]]:
+        head, _, tail = self.text("stat").rpartition(")")
+        fields: list[str] = tail.split() or ["X"]
+        return head.partition("(")[2], fields
+
+    @property
+    def name(self) -> str:
+        """At most 15 bytes of the program's name, as its program has set it."""
+        return self._stat[0]
+
+    @property
+    def state(self) -> str:
+        return self._stat[1][0]
+
+    def stat(self, field: int) -> int:
+        """A number of ``stat``, fields counted from 1 as in proc_pid_stat(5)."""
+        fields = self._stat[1]
+        return int(fields[field - 3]) if field - 3 < len(fields) else 0
+
+    @cached_property
+    def status(self) -> dict[str, str]:
+        return dict(line.split(":\t", 1) for line in self.text("status").split("\n") if ":\t" in line)
+
+    def status_number(self, name: str, place: int = 0) -> int:
+        words = self.status.get(name, "").split()
+        return int(words[place]) if place < len(words) else 0
+
+    @cached_property
+    def io(self) -> dict[str, int]:
+        return _numbers(self.text("io"))
+
+    @cached_property
+    def smaps(self) -> dict[str, int]:
+        return _numbers(self.text("smaps_rollup"))
+
+    @cached_property
+    def words(self) -> str:
+        """Its command line, words joined by blanks; the bracketed name of what has none."""
+        line = self._joined("cmdline")
+        return line or f"[{self.name}]" + (" <defunct>" if self.state == "Z" else "")
+
+    @cached_property
+    def environment(self) -> str:
+        return self._joined("environ") or "-"
+
+    def _joined(self, name: str) -> str:
+        return self.text(name).rstrip("\0").replace("\0", " ").replace("\n", " ")
 
 
-_RENDERERS: dict[str, tuple[str, _Render]] = {
-    "user": ("USER", _user),
-    "uname": ("USER", _user),
-    "euser": ("EUSER", _user),
-    "uid": ("UID", lambda p, _: str(p.uid)),
-    "gid": ("GID", lambda p, _: str(p.gid)),
-    "pid": ("PID", lambda p, _: str(p.pid)),
-    "ppid": ("PPID", lambda p, _: str(p.ppid)),
-    "pgid": ("PGID", lambda p, _: str(p.pgid)),
-    "sid": ("SID", lambda p, _: str(p.sid)),
-    "c": ("C", lambda p, m: str(int(_cpu(p, m)))),
-    "%cpu": ("%CPU", lambda p, m: f"{_cpu(p, m):.1f}"),
-    "pcpu": ("%CPU", lambda p, m: f"{_cpu(p, m):.1f}"),
-    "%mem": ("%MEM", lambda p, m: f"{100 * p.rss_kib / m.memory_kib:.1f}"),
-    "pmem": ("%MEM", lambda p, m: f"{100 * p.rss_kib / m.memory_kib:.1f}"),
-    "vsz": ("VSZ", lambda p, _: str(p.vsz_kib)),
-    "rss": ("RSS", lambda p, _: str(p.rss_kib)),
-    "stime": ("STIME", _started),
-    "start": ("START", _started),
-    "etime": ("ELAPSED", _elapsed),
-    "tty": ("TTY", _tty),
-    "tt": ("TT", _tty),
-    "time": ("TIME", _time),
-    "stat": ("STAT", lambda p, _: p.state),
-    "s": ("S", lambda p, _: p.state),
-    "ni": ("NI", lambda p, _: str(p.nice)),
-    "nlwp": ("NLWP", lambda p, _: str(p.threads)),
-    "comm": ("COMMAND", lambda p, _: p.name),
-    "cmd": ("CMD", lambda p, _: p.args),
-    "args": ("COMMAND", lambda p, _: p.args),
-    "command": ("COMMAND", lambda p, _: p.args),
-}
+def threads(pid: int) -> list[Task]:
+    try:
+        return [Task(pid, tid, thread=True) for tid in sorted(map(int, os.listdir(f"/proc/{pid}/task")))]
+    except OSError:
+        return []
+
+
+def all_pids() -> list[int]:
+    return sorted(int(name) for name in os.listdir("/proc") if name.isascii() and name.isdecimal())
+
+
+def existing(pids: list[int], *, with_threads: bool) -> Iterator[Task]:
+    """The processes, or all their threads, without those that have gone."""
+    expand: Callable[[int], list[Task]] = threads if with_threads else lambda pid: [Task(pid, pid, thread=False)]
+    return (task for pid in pids for task in expand(pid) if task.exists)
+
+
+def _numbers(text: str) -> dict[str, int]:
+    return {name: int(number) for name, number in re.findall(r"^(\w+): +(\d+)", text, re.M)}
+
+
+def _read(path: str, limit_bytes: int = LINE_BYTES) -> str:
+    try:
+        with open(path, "rb") as file:
+            return file.read(limit_bytes).decode(errors="surrogateescape")
+    except OSError:
+        return ""
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""

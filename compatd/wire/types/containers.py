@@ -424,9 +424,9 @@ class UpdateResponse(Wire, frozen=True, kw_only=True):
 
 
 class TopResponse(Wire, frozen=True, kw_only=True):
-    """The processes of a container, one list per process, in the order of the titles."""
+    """The processes of a container, one list per process, in the order of the titles; null when none is shown."""
 
-    processes: list[list[str]]
+    processes: list[list[str]] | None = always(None)
     titles: list[str]
 
 
