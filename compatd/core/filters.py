@@ -1,6 +1,5 @@
 """The ``filters`` of list, prune and events requests: which keys an operation knows, and how values match."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from compatd.core import patterns
