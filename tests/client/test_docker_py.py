@@ -102,7 +102,7 @@ def test_run_with_a_stream(client: Any, busybox: str) -> None:
 
 
 def test_run_detached(client: Any, busybox: str) -> None:
-    command = "echo started; trap 'echo asked; exit 6' TERM; while :; do sleep 0.05; done"
+    command = "trap 'echo asked; exit 6' TERM; echo started; while :; do sleep 0.05; done"
     container = client.containers.run(busybox, ["sh", "-c", command], detach=True, name="py", environment={"A": "b"})
     container.reload()
     assert container.status == "running"

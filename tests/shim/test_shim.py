@@ -101,7 +101,7 @@ async def test_docker_s_smallest_memory_limit_is_enough(nursery: Nursery, spawne
 
 
 async def test_device_rules_as_a_program(nursery: Nursery, spawner: Spawner) -> None:
-    """cgroup v2: a program that lets device nodes be made and nothing be opened."""
+    """cgroup v2: a program that lets device nodes be made and nothing but /dev/null be opened."""
     launch = nursery.launch("sh", "-c", "head -c1 /dev/zero", cgroups=True)
     unified = Path(launch["cgroup"]["joins"][-1]).parent
     if not (unified.parent.parent / "cgroup.controllers").exists():
@@ -109,8 +109,10 @@ async def test_device_rules_as_a_program(nursery: Nursery, spawner: Spawner) -> 
     program = [
         (0x61, 0x12, 0, 0),  # r2 = context.access_type
         (0x77, 0x02, 0, 16),  # the kind of access: its upper half
+        (0x61, 0x13, 8, 0),  # r3 = context.minor
         (0xB7, 0x00, 0, 1),
-        (0x15, 0x02, 1, 1),  # BPF_DEVCG_ACC_MKNOD: allowed
+        (0x15, 0x02, 2, 1),  # BPF_DEVCG_ACC_MKNOD: allowed
+        (0x15, 0x03, 1, 3),
         (0xB7, 0x00, 0, 0),
         (0x95, 0x00, 0, 0),
     ]
