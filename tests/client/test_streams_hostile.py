@@ -7,6 +7,7 @@ import random
 import socket
 import subprocess
 import time
+from operator import le
 from pathlib import Path
 from typing import Any
 
@@ -191,10 +192,10 @@ def test_descriptors_and_memory_come_back(own_engine: OwnEngine, busybox_of_own:
 
     round_of_everything(0)
     wait_until(lambda: not api.get(f"/containers/{container}/json").ok()["ExecIDs"], "the exec ends")
-    before = used()
+    before = used()  # maybe with the last request's connection
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         list(pool.map(round_of_everything, range(1, 65)))
-    wait_until(lambda: used() == before, f"descriptors are back at {before}")
+    wait_until(lambda: all(map(le, used(), before)), f"descriptors are back at {before}")
 
 
 @pytest.fixture
