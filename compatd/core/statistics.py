@@ -9,6 +9,7 @@ from compatd.core.container import Container
 from compatd.core.containers import Containers
 from compatd.core.networks import Networks
 from compatd.core.preparation import Preparation
+from compatd.errors import InvalidParameter
 from compatd.runtime.stats import BlkioEntry, Cpu, Stats
 from compatd.tasks import Workers
 from compatd.wire.times import format_time
@@ -33,9 +34,13 @@ class Statistics:
         """Samples, each with the one before; one a second until the container ends.
 
         Without ``stream`` a single one, whose predecessor is taken a second before unless ``one_shot``. A container
-        that does not run has an empty sample. ``NotFound``: no such container, at once.
+        that does not run has an empty sample. At once, ``NotFound``: no such container; ``InvalidParameter``: both
+        ``stream`` and ``one_shot``.
         """
-        return self._samples(self._containers.get(reference), stream, one_shot)
+        container = self._containers.get(reference)
+        if stream and one_shot:
+            raise InvalidParameter("cannot have stream=true and one-shot=true")
+        return self._samples(container, stream, one_shot)
 
     async def _samples(self, container: Container, stream: bool, one_shot: bool) -> AsyncIterator[StatsResponse]:
         before: Stats | None = None
