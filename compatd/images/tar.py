@@ -88,21 +88,21 @@ def components(name: bytes) -> list[bytes]:
     BadArchive for a name that leads outside or that no file system holds. Empty for the root itself.
     """
     if len(name) > MAX_PATH_BYTES:
-        raise BadArchive(f"{_show(name[:64])}…: file name too long")
+        raise BadArchive(f"{show(name[:64])}…: file name too long")
     parts: list[bytes] = []
     for part in name.split(b"/"):
         if part in (b"", b"."):
             continue
         if part == b"..":
             if not parts:
-                raise BadArchive(f"invalid entry name {_show(name)}")
+                raise BadArchive(f"invalid entry name {show(name)}")
             parts.pop()
             continue
         if len(part) > MAX_NAME_BYTES:
-            raise BadArchive(f"{_show(name)}: file name too long")
+            raise BadArchive(f"{show(name)}: file name too long")
         parts.append(part)
     if b"\0" in name:
-        raise BadArchive(f"invalid entry name {_show(name)}")
+        raise BadArchive(f"invalid entry name {show(name)}")
     return parts
 
 
@@ -271,7 +271,7 @@ class TarReader:
         else:
             entry = self._old_type(entry, block)
         if not (0 <= entry.uid <= MAX_ID and 0 <= entry.gid <= MAX_ID):
-            raise BadArchive(f"{_show(entry.name)}: invalid owner")
+            raise BadArchive(f"{show(entry.name)}: invalid owner")
         self._left = entry.size if entry.segments is None else sum(size for _, size in entry.segments)
         self._padding = -self._left % BLOCK_BYTES
         return entry
@@ -286,7 +286,7 @@ class TarReader:
                 attribute = key.removeprefix(_XATTR)
                 xattr_bytes += len(attribute) + len(value)
                 if not 0 < len(attribute) <= MAX_NAME_BYTES or b"\0" in attribute or xattr_bytes > MAX_XATTR_BYTES:
-                    raise BadArchive(f"{_show(entry.name)}: invalid extended attribute")
+                    raise BadArchive(f"{show(entry.name)}: invalid extended attribute")
                 xattrs[attribute] = value
                 continue
             if not value:  # an empty record undoes an earlier one, and there is none
@@ -672,7 +672,8 @@ def _encode(
     return b"%b%06o\0 %b" % (front, sum(front) + sum(rest) + 8 * 0x20, rest)
 
 
-def _show(name: bytes) -> str:
+def show(name: bytes) -> str:
+    """A name for a message, quoted, whatever bytes it has."""
     return '"' + name.decode("utf-8", "backslashreplace").replace("\0", "\\0") + '"'
 
 

@@ -25,15 +25,14 @@ from compatd.images.tar import (
     Entry,
     PositionedReader,
     components,
+    show,
 )
-from compatd.images.trees import OPAQUE_NAME, WHITEOUT_PREFIX, Contents
+from compatd.images.trees import AUFS_PREFIX, OPAQUE_NAME, WHITEOUT_PREFIX, Contents, time_ns
 
-_AUFS_PREFIX = b".wh..wh."
 _OPAQUE = b"trusted.overlay.opaque"
 _ORIGIN = b"trusted.overlay.origin"
 _OVERLAY_MARKS = (b"trusted.overlay.", b"user.overlay.")
 _TYPES = {REGULAR: stat.S_IFREG, SYMLINK: stat.S_IFLNK, CHAR: stat.S_IFCHR, BLOCK: stat.S_IFBLK, FIFO: stat.S_IFIFO}
-_MAX_TIME_NS = (1 << 63) - 1
 _MAX_LINKS_FOLLOWED = 40
 _MAX_TARGET_BYTES = 4095
 _COPY_BYTES = 1 << 20
@@ -147,7 +146,7 @@ class _TreeReader:
         return None
 
     def _add_file(self, entry: Entry, parent: Node, name: bytes, offset: int) -> Node:
-        node = Node(_TYPES[entry.type] | entry.mode, entry.uid, entry.gid, _time_ns(entry))
+        node = Node(_TYPES[entry.type] | entry.mode, entry.uid, entry.gid, time_ns(entry))
         if entry.type == REGULAR:
             node.size, node.device, node.offset = entry.size, TAR_DEVICE, offset
             self.tree.size_bytes += entry.size
@@ -156,7 +155,7 @@ class _TreeReader:
         elif entry.type == SYMLINK:
             node.mode, node.target = stat.S_IFLNK | 0o777, entry.linkname
             if not node.target or len(node.target) > _MAX_TARGET_BYTES or b"\0" in node.target:
-                raise BadArchive(f"{_show(entry.name)}: invalid link target")
+                raise BadArchive(f"{show(entry.name)}: invalid link target")
             self.tree.size_bytes += len(node.target)
         else:
             node.rdev = entry.device
@@ -176,21 +175,21 @@ class _TreeReader:
             if hides:
                 _mark(node, _OPAQUE, b"y")
         node.mode = stat.S_IFDIR | entry.mode
-        node.uid, node.gid, node.mtime_ns = entry.uid, entry.gid, _time_ns(entry)
+        node.uid, node.gid, node.mtime_ns = entry.uid, entry.gid, time_ns(entry)
         if entry.xattrs:
             _set_xattrs(node, entry)
 
     def _add_link(self, entry: Entry, parent: Node, name: bytes) -> None:
         parts = components(entry.linkname)
         if not parts:
-            raise BadArchive(f"{_show(entry.name)}: invalid hard link target {_show(entry.linkname)}")
+            raise BadArchive(f"{show(entry.name)}: invalid hard link target {show(entry.linkname)}")
         *parts, last = parts
         directory = self._parents.get(b"/".join(parts)) or self._walk(parts, entry, make=False)
         target = _children(directory).get(last) if directory is not None else None
         if target is None:
-            raise BadArchive(f"{_show(entry.name)}: hard link to missing {_show(entry.linkname)}")
+            raise BadArchive(f"{show(entry.name)}: hard link to missing {show(entry.linkname)}")
         if target.is_directory:
-            raise BadArchive(f"{_show(entry.name)}: operation not permitted")
+            raise BadArchive(f"{show(entry.name)}: operation not permitted")
         children = _children(parent)
         if children.get(name) is not target:
             self._replace(parent, name)
@@ -201,11 +200,11 @@ class _TreeReader:
         if marker == OPAQUE_NAME:
             _mark(parent, _OPAQUE, b"y")
             return
-        if marker.startswith(_AUFS_PREFIX):
+        if marker.startswith(AUFS_PREFIX):
             return
         name = marker.removeprefix(WHITEOUT_PREFIX)
         if name in (b"", b".", b".."):
-            raise BadArchive(f"{_show(marker)}: invalid whiteout")
+            raise BadArchive(f"{show(marker)}: invalid whiteout")
         there = _children(parent).get(name)
         if there is not None:  # the layer has both: what it adds is kept, what it hides stays hidden
             if there.is_directory:
@@ -246,12 +245,12 @@ class _TreeReader:
             elif stat.S_ISLNK(node.mode):
                 followed += 1
                 if followed > _MAX_LINKS_FOLLOWED:
-                    raise BadArchive(f"{_show(entry.name)}: too many levels of symbolic links")
+                    raise BadArchive(f"{show(entry.name)}: too many levels of symbolic links")
                 if node.target.startswith(b"/"):
                     del path[1:]
                 rest += node.target.split(b"/")[::-1]
             elif make:
-                raise BadArchive(f"{_show(entry.name)}: not a directory")
+                raise BadArchive(f"{show(entry.name)}: not a directory")
             else:
                 return None
         return path[-1]
@@ -298,11 +297,3 @@ def _set_xattrs(node: Node, entry: Entry) -> None:
     }
     if kept:
         node.xattrs = {**(node.xattrs or {}), **kept}
-
-
-def _time_ns(entry: Entry) -> int:
-    return entry.mtime_ns if 0 <= entry.mtime_ns <= _MAX_TIME_NS else 0
-
-
-def _show(name: bytes) -> str:
-    return '"' + name.decode(errors="backslashreplace").replace("\0", "\\0") + '"'

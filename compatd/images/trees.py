@@ -35,12 +35,13 @@ from compatd.images.tar import (
     encode,
     entry_of,
     padding,
+    show,
 )
 from compatd.linux.rootdir import Rootdir, remove_tree
 
 WHITEOUT_PREFIX = b".wh."
 OPAQUE_NAME = b".wh..wh..opq"
-_AUFS_PREFIX = b".wh..wh."
+AUFS_PREFIX = b".wh..wh."
 _OPAQUE = "trusted.overlay.opaque"
 _ORIGIN = "trusted.overlay.origin"
 _REDIRECTIONS = ("trusted.overlay.redirect", "trusted.overlay.metacopy")
@@ -170,8 +171,8 @@ class _Unpacker:
             return
         if self._owner is not None:
             entry = entry._replace(uid=self._owner[0], gid=self._owner[1])
-        if not 0 <= entry.mtime_ns <= _MAX_TIME_NS:
-            entry = entry._replace(mtime_ns=0)  # moby pkg/system, Chtimes
+        if entry.mtime_ns != (mtime_ns := time_ns(entry)):
+            entry = entry._replace(mtime_ns=mtime_ns)
         type_ = entry.type
         if type_ == REGULAR:
             self._file(entry, parent, tail)
@@ -227,9 +228,9 @@ class _Unpacker:
     def _symlink(self, entry: Entry, parent: int, name: bytes) -> None:
         target = entry.linkname
         if not target:
-            raise BadArchive(f"{_show(entry.name)}: invalid link target") from FileNotFoundError(errno.ENOENT, "")
+            raise BadArchive(f"{show(entry.name)}: invalid link target") from FileNotFoundError(errno.ENOENT, "")
         if len(target) > 4095 or b"\0" in target:
-            raise BadArchive(f"{_show(entry.name)}: invalid link target")
+            raise BadArchive(f"{show(entry.name)}: invalid link target")
         try:
             os.symlink(target, name, dir_fd=parent)
         except FileExistsError:
@@ -246,9 +247,9 @@ class _Unpacker:
         try:
             parts = components(entry.linkname)
         except BadArchive as error:
-            raise BadArchive(f"invalid hardlink target {_show(entry.linkname)}") from error
+            raise BadArchive(f"invalid hardlink target {show(entry.linkname)}") from error
         if not parts:
-            raise BadArchive(f"{_show(entry.name)}: invalid hard link target {_show(entry.linkname)}")
+            raise BadArchive(f"{show(entry.name)}: invalid hard link target {show(entry.linkname)}")
         target = parts.pop()
         try:
             source = self._open_parent(b"/".join(parts))
@@ -291,11 +292,11 @@ class _Unpacker:
         if marker == OPAQUE_NAME:
             os.setxattr(_path(parent), _OPAQUE, b"y")
             return
-        if marker.startswith(_AUFS_PREFIX):  # the bookkeeping of aufs means nothing here
+        if marker.startswith(AUFS_PREFIX):  # the bookkeeping of aufs means nothing here
             return
         name = marker.removeprefix(WHITEOUT_PREFIX)
         if name in (b"", b".", b".."):
-            raise BadArchive(f"{_show(marker)}: invalid whiteout")
+            raise BadArchive(f"{show(marker)}: invalid whiteout")
         try:
             os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent)
         except FileExistsError:  # the layer has both: what it adds is kept, what it hides stays hidden
@@ -377,7 +378,7 @@ class _Unpacker:
         if self._keep_kinds and is_directory != (entry.type == DIRECTORY):
             there, new = ("directory", "non-directory") if is_directory else ("non-directory", "directory")
             cleaned = b"/".join(components(entry.name))
-            raise BadArchive(f"cannot overwrite {there} {_show(cleaned)} with {new} {_show(self._shown)}")
+            raise BadArchive(f"cannot overwrite {there} {show(cleaned)} with {new} {show(self._shown)}")
         try:
             if is_directory:
                 remove_tree(parent, name)
@@ -543,7 +544,7 @@ class Packer:
 
     def _marks(self, entry: Entry, where: bytes, names: list[str]) -> Iterator[bytes]:
         if any(name in _REDIRECTIONS for name in names):
-            raise SystemFailure(f"{_show(entry.name)}: cannot archive an overlay with redirections")
+            raise SystemFailure(f"{show(entry.name)}: cannot archive an overlay with redirections")
         if _OPAQUE in names and os.getxattr(where, _OPAQUE, follow_symlinks=False) == b"y":
             self.entries += 1
             mark = Entry(entry.name + OPAQUE_NAME, mode=entry.mode & 0o777, uid=entry.uid, gid=entry.gid)
@@ -554,6 +555,11 @@ def failure(error: OSError, where: str) -> EngineError:
     """``error`` as Go words it: BadArchive for what an archive can cause, SystemFailure else."""
     text = f"{where}: {(error.strerror or 'input/output error').lower()}"
     return BadArchive(text) if error.errno in _ARCHIVE_FAULTS else SystemFailure(text)
+
+
+def time_ns(entry: Entry) -> int:
+    """When an entry says it was changed, or 1970 if that is no time a file can have (moby pkg/system, Chtimes)."""
+    return entry.mtime_ns if 0 <= entry.mtime_ns <= _MAX_TIME_NS else 0
 
 
 def is_whiteout(status: os.stat_result) -> bool:
@@ -642,8 +648,4 @@ def _umask() -> int:
 
 
 def _missing(entry: Entry) -> BadArchive:
-    return BadArchive(f"{_show(entry.name)}: hard link to missing {_show(entry.linkname)}")
-
-
-def _show(name: bytes) -> str:
-    return '"' + name.decode(errors="backslashreplace").replace("\0", "\\0") + '"'
+    return BadArchive(f"{show(entry.name)}: hard link to missing {show(entry.linkname)}")
